@@ -1,0 +1,174 @@
+"""A cascade of trained stages: opened from their working directories, and sampled one after the other."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffjax import config as configs
+from diffjax import stage as stages
+from diffjax.errors import UserError
+from diffjax.experiment import build_encoder, build_sampler, build_stage
+from diffjax.nn.conditioning import Cond
+from diffjax.parallel.mesh import batch_sharding, make_mesh
+from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.stage import SamplerSettings, Stage
+from diffjax.text.encoder import TextEncoder
+from diffjax.training.checkpoint import FOLDER, Checkpoints
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """A stage with its averaged parameters, and how it is sampled."""
+
+    name: str
+    config: ConfigDict
+    stage: Stage
+    settings: SamplerSettings
+    params: Any
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """Stages in the order in which they are sampled, and the text encoder that they share."""
+
+    stages: tuple[TrainedStage, ...]
+    encoder: TextEncoder
+    text_length: int
+    mesh: Mesh
+
+
+def stage_workdir(config: ConfigDict, name: str, workdir: Path) -> Path:
+    """Where a stage was, or will be, trained."""
+    entry = config.stages[name]
+    path = Path(entry.workdir).expanduser()
+    return workdir / path if "train" in entry else path
+
+
+def open_cascade(config: ConfigDict, workdir: Path) -> Cascade:
+    """Load the stages that a cascade's configuration names.
+
+    Raises:
+      UserError: a stage has no checkpoint, or the stages do not fit together.
+    """
+    if not config.stages:
+        raise UserError("the configuration names no stages.")
+    mesh = make_mesh(**config.mesh)
+    trained = {name: configs.load(stage_workdir(config, name, workdir)) for name in config.stages}
+    order = _chain({name: (c.resolution, c.low_res.resolution) for name, c in trained.items()})
+    texts = {name: (trained[name].text.encoder, trained[name].text.length) for name in order}
+    if len(set(texts.values())) > 1:
+        raise UserError(f"the stages were trained with different text encoders or lengths: {texts}.")
+    first = trained[order[0]]
+    encoder = build_encoder(first.text)
+    loaded = []
+    for name in order:
+        folder = stage_workdir(config, name, workdir)
+        settings = build_sampler(config.stages[name].sampler, f"stages.{name}.sampler")
+        loaded.append(_load(name, trained[name], settings, folder, encoder.embed, mesh))
+    return Cascade(tuple(loaded), encoder, first.text.length, mesh)
+
+
+def _load(
+    name: str, config: ConfigDict, settings: SamplerSettings, folder: Path, text_embed: int, mesh: Mesh
+) -> TrainedStage:
+    if not (folder / FOLDER).is_dir():
+        raise UserError(f"stage {name!r}: there is no checkpoint in {folder}; train it first.")
+    model = build_stage(config, text_embed=text_embed)
+    shardings = param_shardings(mesh, Rules(), model.shapes, model.axes)
+    abstract = jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+        model.shapes,
+        shardings,
+    )
+    checkpoints = Checkpoints(folder)
+    try:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"stage {name!r}: there is no checkpoint in {folder}; train it first.")
+        params = checkpoints.restore_ema(abstract)
+    finally:
+        checkpoints.close()
+    return TrainedStage(name, config, model.stage, settings, params, step)
+
+
+def _chain(resolutions: dict[str, tuple[int, int]]) -> list[str]:
+    """Order stages by (resolution, low_res): each must start where the one before it ended."""
+    order = sorted(resolutions, key=lambda name: resolutions[name])
+    expected = 0
+    for name in order:
+        resolution, low_res = resolutions[name]
+        if low_res != expected:
+            have = "no stage" if expected == 0 else f"a stage of {expected} px"
+            need = "is a base stage" if low_res == 0 else f"starts from {low_res} px"
+            raise UserError(f"stage {name!r} ({resolution} px) {need}, but {have} comes before it.")
+        expected = resolution
+    return order
+
+
+def image_keys(seed: int, prompts: Sequence[str], numbers: Sequence[int]) -> jax.Array:
+    """A PRNG key for each image, from the seed, its prompt and its number among those of the same prompt.
+
+    What else is sampled, in what order and in which batch does not change an image.
+    """
+    base = jax.random.key(seed)
+    # 31 bits, because fold_in takes what fits an int32 on every platform.
+    prompt_codes = np.asarray([zlib.crc32(p.encode("utf-8", "replace")) & 0x7FFFFFFF for p in prompts])
+
+    def key(code: jax.Array, number: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(base, code), number)
+
+    return jax.vmap(key)(prompt_codes, np.asarray(numbers))
+
+
+def encode_prompts(cascade: Cascade, prompts: Sequence[str], log: Log) -> Cond:
+    """Encode prompts; those that are longer than the stages' text length are cut, and said so."""
+    for i in cascade.encoder.truncated(prompts, cascade.text_length):
+        log(f"prompt {i + 1} is longer than {cascade.text_length} tokens; its end is ignored.")
+    text = cascade.encoder.encode(prompts, length=cascade.text_length)
+    return Cond(text.states, text.mask, text.pooled)
+
+
+def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) -> list[np.ndarray]:
+    """Sample every stage.
+
+    Args:
+      cascade: the cascade.
+      cond: text conditions, `[n, …]`.
+      keys: a key for each image, `[n]`.
+      batch_size: images at a time, over all devices.
+
+    Returns:
+      for each stage, its images: uint8 `[n, resolution, resolution, 3]`.
+    """
+    count = keys.shape[0]
+    results: list[list[np.ndarray]] = [[] for _ in cascade.stages]
+    runs = [functools.partial(_sampler(item.stage, item.settings), item.params) for item in cascade.stages]
+    for start in range(0, count, batch_size):
+        # The last batch is filled up with copies, so that all batches run the same program.
+        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        wanted = min(batch_size, count - start)
+        place = batch_sharding(cascade.mesh)
+        batch = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], cond), place)
+        images = None
+        for number, run in enumerate(runs):
+            stage_keys = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys[rows])
+            images = run(batch, jax.device_put(stage_keys, place), images)
+            results[number].append(np.asarray(stages.to_pixels(images))[:wanted])
+    return [np.concatenate(parts) for parts in results]
+
+
+@functools.lru_cache(maxsize=16)
+def _sampler(stage: Stage, settings: SamplerSettings) -> Any:
+    """The jitted sampler of a stage; compiled once per process and batch shape."""
+    return jax.jit(functools.partial(stages.sample, stage, settings))

@@ -1,0 +1,221 @@
+"""Configurations: every key with its default, and how one is kept beside a run.
+
+A config file returns `stage_config()` (one network to train) or `cascade_config()` (stages to sample from)
+with other values. The defaults are locked and typed: a key or a type that does not exist here is an error.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffjax.errors import UserError
+
+FILE = "config.json"
+
+# Keys that may differ when a run is resumed: they change what is seen or where, not what is learnt.
+FREE_KEYS = ("log_every", "mesh", "checkpoint", "preview", "data.cache_dir", "data.num_threads")
+
+
+def stage_config() -> ConfigDict:
+    """One stage: a network, what it is trained on, and how."""
+    config = ConfigDict()
+    config.seed = 0
+    config.resolution = 64  # of the images that this stage makes, in pixels
+    config.crop = 0  # train on random crops of this size; 0: on whole images
+    config.low_res = ConfigDict({"resolution": 0, "max_aug_level": 1.0})  # resolution 0: a base stage
+    config.steps = 100_000
+    config.batch_size = 64  # over all devices
+    config.data = ConfigDict(
+        {
+            "source": "emoji",
+            "cache_dir": "~/.cache/diffjax",
+            "resolution": 64,  # of the cached pictures; a multiple of the stage's
+            "split": "train",
+            "num_concepts": 0,  # 0: all of them
+            "num_threads": 4,
+        }
+    )
+    config.text = ConfigDict({"encoder": "minilm", "length": 32, "drop": 0.1})
+    config.model = ConfigDict({"name": "unet"})  # further keys: the network's attributes
+    config.diffusion = ConfigDict(
+        {
+            "schedule": {"name": "cosine"},
+            "prediction": "v",
+            "target": "v",  # where the error is measured
+            "weighting": {"name": "unit"},
+            "times": {"name": "stratified"},
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 1e-4,
+            "warmup_steps": 1000,
+            "decay": "cosine",
+            "b1": 0.9,
+            "b2": 0.99,
+            "weight_decay": 0.0,
+            "clip_norm": 1.0,
+        }
+    )
+    config.ema_decay = 0.9999
+    config.dtype = "float32"  # of the computation; parameters are float32
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.log_every = 100
+    config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
+    config.preview = ConfigDict({"every": 2000, "count": 8, "sampler": sampler_config()})  # every 0: never
+    return config
+
+
+def sampler_config(**changes: Any) -> ConfigDict:
+    """How to sample one stage."""
+    config = ConfigDict(
+        {
+            "solver": {"name": "ddim"},
+            "num_steps": 50,
+            "guidance_scale": 2.0,
+            "threshold": {"name": "dynamic", "percentile": 0.995},
+            "aug_level": 0.1,
+        }
+    )
+    config.update(changes)
+    return config
+
+
+def cascade_config() -> ConfigDict:
+    """A cascade: stages that were trained, and what to make with them."""
+    config = ConfigDict()
+    config.seed = 0
+    # name -> cascade_stage(…), in any order: they are chained by their resolutions.
+    config.stages = ConfigDict()
+    config.prompts = ""  # several are separated by ';'
+    config.prompts_file = ""  # one prompt a line
+    config.num_per_prompt = 1
+    config.batch_size = 64
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.evaluate = ConfigDict(
+        {
+            "splits": ("train",),
+            "num_prompts": 96,  # of each split
+            "sheet_rows": 12,
+        }
+    )
+    return config
+
+
+def cascade_stage(workdir: str, sampler: ConfigDict, train: ConfigDict | None = None) -> ConfigDict:
+    """A stage of a cascade.
+
+    Args:
+      workdir: where it was trained; relative to the cascade's own working directory where `train` is given.
+      sampler: how to sample it.
+      train: its configuration, if the cascade is to train it.
+    """
+    stage = ConfigDict({"workdir": workdir, "sampler": sampler})
+    if train is not None:
+        stage.train = train
+    return stage
+
+
+def is_cascade(config: ConfigDict) -> bool:
+    """Whether this is a cascade's configuration rather than a stage's."""
+    return "stages" in config
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Advice for a name that does not exist: the nearest valid ones, else all."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(name, valid, n=3)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(valid)}."
+
+
+def to_json(config: ConfigDict) -> str:
+    """The resolved configuration as JSON."""
+    return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
+
+
+def load(workdir: Path) -> ConfigDict:
+    """The configuration that is kept in a working directory.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    path = workdir / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+        return ConfigDict(_tuples(values))
+    except FileNotFoundError:
+        raise UserError(f"{workdir} holds no run: there is no {FILE} in it.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+
+
+def keep(config: ConfigDict, workdir: Path, *, started: bool) -> None:
+    """Write the configuration into a working directory, after comparing it with the one that is there.
+
+    Args:
+      config: the configuration.
+      workdir: the working directory.
+      started: whether there is a checkpoint, which another configuration would contradict.
+
+    Raises:
+      UserError: the run there was started with another configuration; the difference is shown.
+    """
+    path = workdir / FILE
+    if started and path.exists():
+        changes = difference(load(workdir), config)
+        if changes:
+            shown = "\n".join(changes[:8]) + ("\n…" if len(changes) > 8 else "")
+            raise UserError(
+                f"{workdir} holds a run with another configuration:\n{shown}\n"
+                "Go on with the same values, or choose another --workdir."
+            )
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(to_json(config), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}.") from error
+
+
+def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """What contradicts between two configurations, as lines `key: old -> new`; free keys do not count."""
+    before, after = _flat(json.loads(to_json(old))), _flat(json.loads(to_json(new)))
+    free = list(FREE_KEYS)
+    if before.get("optimizer.decay") == after.get("optimizer.decay") == "constant":
+        free.append(
+            "steps"
+        )  # a decaying learning rate depends on the length of the run, a constant one does not
+    lines = []
+    for key in sorted(before.keys() | after.keys()):
+        if any(key == name or key.startswith(name + ".") for name in free):
+            continue
+        was, now = before.get(key, "(absent)"), after.get(key, "(absent)")
+        if was != now:
+            lines.append(f"  {key}: {was!r} there, {now!r} now")
+    return lines
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples, which is what configurations hold."""
+    if isinstance(value, dict):
+        return {key: _tuples(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(inner) for inner in value)
+    return value

@@ -1,0 +1,48 @@
+"""What the rest of the library knows about a data set: captioned pictures with random access."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Example(NamedTuple):
+    """One captioned picture.
+
+    Attributes:
+      image: `[resolution, resolution, 3]` uint8; possibly read-only, as a source may keep it in memory.
+      caption: what the picture shows, in words.
+      key: names this picture within its source, for ever.
+      concept: what is shown, without the style ("red apple").
+      style: how it is shown ("openmoji").
+    """
+
+    image: np.ndarray
+    caption: str
+    key: str
+    concept: str
+    style: str
+
+
+class Source(Protocol):
+    """A data set with random access; each source is one file behind this interface.
+
+    The texts are available without decoding a picture, so captions can be embedded and splits counted
+    before any image is touched.
+
+    Attributes:
+      name: names the source and its split, for logs and file names.
+      resolution: height and width of every picture.
+      captions: one text per picture, in the order of the pictures; so are `keys`, `concepts` and `styles`.
+    """
+
+    name: str
+    resolution: int
+    captions: Sequence[str]
+    keys: Sequence[str]
+    concepts: Sequence[str]
+    styles: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Example: ...

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion and flow matching: pure functions of arrays."""

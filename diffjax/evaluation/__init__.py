@@ -1,0 +1,1 @@
+"""Pictures to look at and numbers to compare."""

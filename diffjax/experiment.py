@@ -1,0 +1,262 @@
+"""From a configuration to objects: the only file that turns names into functions."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from diffjax.config import nearest
+from diffjax.data.emoji import load_emoji
+from diffjax.data.loader import make_loader
+from diffjax.data.source import Source
+from diffjax.data.transforms import random_crop, resize
+from diffjax.diffusion import predictions, schedules, solvers, thresholding, timesteps, weightings
+from diffjax.errors import UserError
+from diffjax.models.dit import DiT
+from diffjax.models.unet import UNet
+from diffjax.nn.conditioning import Cond
+from diffjax.nn.layers import logical_axes, unbox
+from diffjax.stage import SamplerSettings, Stage
+from diffjax.text.cache import TextTable, embed_captions
+from diffjax.text.encoder import TextEncoder
+from diffjax.text.minilm import load_minilm
+from diffjax.training.optimizer import adamw, learning_rate_schedule
+
+MODELS = {"dit": DiT, "unet": UNet}
+SCHEDULES = {"cosine": schedules.cosine, "linear_flow": schedules.linear_flow}
+SOURCES: dict[str, Callable[..., Source]] = {"emoji": load_emoji}
+ENCODERS: dict[str, Callable[[], TextEncoder]] = {"minilm": load_minilm}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+Log = Callable[[str], None]
+
+
+def choose(table: Mapping[str, Any], name: str, key: str) -> Any:
+    """The entry that a configuration names.
+
+    Raises:
+      UserError: there is no such entry; the nearest are named.
+    """
+    if name not in table:
+        raise UserError(f"{key}={name!r} does not exist; {nearest(name, table)}")
+    return table[name]
+
+
+def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, key: str, **fixed: Any) -> Any:
+    """Call the function that `config.name` names with the other entries of `config` as arguments.
+
+    Raises:
+      UserError: the name or an argument does not exist, or the function refuses a value.
+    """
+    values = {name: value for name, value in config.items() if name != "name"}
+    function = choose(table, config.name, f"{key}.name")
+    valid = [name for name in inspect.signature(function).parameters if name not in ("parent", *fixed)]
+    for name in values:
+        if name not in valid:
+            advice = nearest(name, [v for v in valid if v != "name"]) if valid else "it has no settings."
+            raise UserError(f"{key}.{name} is no setting of {config.name!r}; {advice}")
+    try:
+        return function(**values, **fixed)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class StageModel:
+    """A stage, and how its parameters come to be.
+
+    Attributes:
+      stage: the stage.
+      init: `key -> parameters`, without axis names.
+      axes: the logical axis names of the parameters.
+      shapes: their shapes, as `jax.ShapeDtypeStruct`.
+    """
+
+    stage: Stage
+    init: Callable[[jax.Array], Any]
+    axes: Any
+    shapes: Any
+
+
+def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
+    """Build a stage from its configuration; nothing is compiled.
+
+    Args:
+      config: a stage's configuration.
+      text_embed: width of the text encoder's output.
+    """
+    check_stage(config)
+    diffusion = config.diffusion
+    dtype = choose(DTYPES, config.dtype, "dtype")
+    model = build(MODELS, config.model, "model", dtype=dtype)
+    stage = Stage(
+        net=_bind(model),
+        schedule=build(SCHEDULES, diffusion.schedule, "diffusion.schedule"),
+        prediction=choose(predictions.PREDICTIONS, diffusion.prediction, "diffusion.prediction"),
+        target=choose(predictions.PREDICTIONS, diffusion.target, "diffusion.target"),
+        weighting=build(weightings.WEIGHTINGS, diffusion.weighting, "diffusion.weighting"),
+        times=build(timesteps.TIMESTEPS, diffusion.times, "diffusion.times"),
+        resolution=config.resolution,
+        low_res=config.low_res.resolution,
+        max_aug_level=config.low_res.max_aug_level,
+        drop_text=config.text.drop,
+    )
+    inputs = _example_inputs(config, text_embed)
+
+    def init(key: jax.Array) -> Any:
+        return model.init(key, *inputs)["params"]
+
+    try:
+        boxed = jax.eval_shape(init, jax.random.key(0))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"model: {error}") from error
+    return StageModel(stage, lambda key: unbox(init(key)), logical_axes(boxed), unbox(boxed))
+
+
+def _bind(model: Any) -> Callable[..., jax.Array]:
+    def net(
+        params: Any, x: jax.Array, logsnr: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        if dropout_key is None or not getattr(model, "dropout", 0.0):
+            return model.apply({"params": params}, x, logsnr, cond)
+        rngs = {"dropout": dropout_key}
+        return model.apply({"params": params}, x, logsnr, cond, deterministic=False, rngs=rngs)
+
+    return net
+
+
+def _example_inputs(config: ConfigDict, text_embed: int) -> tuple[jax.Array, jax.Array, Cond]:
+    size = config.crop or config.resolution
+    image = jnp.zeros((1, size, size, 3))
+    text = jnp.zeros((1, config.text.length, text_embed))
+    cond = Cond(text, jnp.ones(text.shape[:2], bool), text[:, 0])
+    if config.low_res.resolution:
+        cond = cond._replace(low_res=image, aug_level=jnp.zeros(1))
+    return image, jnp.zeros(1), cond
+
+
+def check_stage(config: ConfigDict) -> None:
+    """Refuse a stage whose numbers do not fit together, before anything is compiled."""
+    resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
+    positive = ("resolution", "steps", "batch_size", "log_every", "text.length")
+    positive += ("checkpoint.every", "checkpoint.keep", "data.resolution")
+    for key in positive:
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        if value < 1:
+            raise UserError(f"{key}={value}; expected at least 1.")
+    if low_res and (low_res < 0 or low_res >= resolution or resolution % low_res):
+        raise UserError(f"low_res.resolution={low_res} must divide resolution={resolution}, and be smaller.")
+    if crop and (not 0 < crop <= resolution or (low_res and crop % (resolution // low_res))):
+        raise UserError(
+            f"crop={crop} must be at most resolution={resolution}, and a multiple of the upsampling factor."
+        )
+    if config.data.resolution % resolution:
+        raise UserError(
+            f"data.resolution={config.data.resolution} must be a multiple of resolution={resolution}."
+        )
+    for key, value in (
+        ("text.drop", config.text.drop),
+        ("low_res.max_aug_level", config.low_res.max_aug_level),
+    ):
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"{key}={value}; expected a number from 0 to 1.")
+
+
+def build_sampler(config: ConfigDict, key: str) -> SamplerSettings:
+    """Build the settings of a sampler; `key` is where they stand, for errors."""
+    if config.num_steps < 1:
+        raise UserError(f"{key}.num_steps={config.num_steps}; expected at least 1.")
+    if not 0.0 <= config.aug_level <= 1.0:
+        raise UserError(f"{key}.aug_level={config.aug_level}; expected a number from 0 to 1.")
+    return SamplerSettings(
+        solver=build(solvers.SOLVERS, config.solver, f"{key}.solver"),
+        num_steps=config.num_steps,
+        guidance_scale=float(config.guidance_scale),
+        threshold=build(thresholding.THRESHOLDS, config.threshold, f"{key}.threshold"),
+        aug_level=float(config.aug_level),
+    )
+
+
+def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer, and its learning rate at each step."""
+    settings = config.optimizer
+    try:
+        learning_rate = learning_rate_schedule(
+            peak=settings.learning_rate,
+            steps=config.steps,
+            warmup_steps=settings.warmup_steps,
+            decay=settings.decay,
+        )
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}") from error
+    optimizer = adamw(
+        learning_rate,
+        b1=settings.b1,
+        b2=settings.b2,
+        weight_decay=settings.weight_decay,
+        clip_norm=settings.clip_norm,
+    )
+    return optimizer, learning_rate
+
+
+def build_source(data: ConfigDict, *, log: Log | None = None, split: str | None = None) -> Source:
+    """Open the pictures that `data` describes, or another split of the same."""
+    load = choose(SOURCES, data.source, "data.source")
+    split = split or data.split
+    num_concepts = data.num_concepts if split == data.split and data.num_concepts else None
+    cache_dir = Path(data.cache_dir).expanduser()
+    return load(cache_dir, resolution=data.resolution, split=split, num_concepts=num_concepts, log=log)
+
+
+def build_encoder(text: ConfigDict) -> TextEncoder:
+    """Load the frozen text encoder."""
+    encoder = choose(ENCODERS, text.encoder, "text.encoder")()
+    if text.length > encoder.max_length:
+        raise UserError(
+            f"text.length={text.length}, but {text.encoder} reads at most {encoder.max_length} tokens."
+        )
+    return encoder
+
+
+def build_text_table(
+    config: ConfigDict, encoder: TextEncoder, captions: Sequence[str], *, log: Log | None = None
+) -> TextTable:
+    """Encode captions, or find them in the cache."""
+    cache_dir = Path(config.data.cache_dir).expanduser() / "text"
+    return embed_captions(encoder, captions, length=config.text.length, cache_dir=cache_dir, log=log)
+
+
+def build_loader(config: ConfigDict, source: Source, table: TextTable) -> Any:
+    """An iterator of this host's batches: `image`, `text`, `mask`, `pooled`, `index`."""
+
+    def add_text(element: dict[str, Any]) -> dict[str, Any]:
+        text = table.lookup(source.captions[int(element["index"])])
+        return {**element, "text": text.states, "mask": text.mask, "pooled": text.pooled}
+
+    transforms: list[Any] = [resize(source.resolution, config.resolution)]
+    if config.crop:
+        transforms.append(random_crop(config.crop))
+    return make_loader(
+        source,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        transforms=(*transforms, add_text),
+        num_threads=config.data.num_threads,
+    )
+
+
+def to_cond(table: TextTable, captions: Sequence[str]) -> Cond:
+    """The text conditions of captions that are in the table."""
+    rows = table.rows(captions)
+    return Cond(np.asarray(rows.states, np.float32), rows.mask, rows.pooled)

@@ -1,0 +1,135 @@
+"""The program: `python -m diffjax.main --config=FILE --workdir=DIR [--mode=MODE] [--config.key=value …]`."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from diffjax.config import is_cascade, nearest
+from diffjax.errors import UserError
+
+MODES = ("auto", "train", "sample", "evaluate")
+INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
+FAILED = 2
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or one like them.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything is written; runs/<name of the config> if unset."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "auto",
+    MODES,
+    "train: train the stage, or those stages of a cascade that it brings along. sample: images for "
+    "config.prompts. evaluate: a sheet and caption retrieval. auto: train what there is to train; then evaluate "
+    "a cascade that was trained, sample one that was not.",
+)
+
+
+def run(config: ConfigDict, workdir: Path, mode: str) -> None:
+    """Do what `mode` says; see its flag."""
+    # Imported here, so that a wrong flag is answered before jax is loaded.
+    if not is_cascade(config):
+        if mode in ("sample", "evaluate"):
+            raise UserError(
+                f"--mode={mode} wants a cascade's configuration, such as configs/emoji/cascade.py; "
+                "this one is of a single stage."
+            )
+        from diffjax.train import train
+
+        train(config, workdir)
+        return
+    trainable = [name for name in config.stages if "train" in config.stages[name]]
+    if mode == "train" and not trainable:
+        raise UserError("this cascade brings no stages to train; train each with its own configuration.")
+    if mode in ("train", "auto"):
+        from diffjax.train import train
+
+        for name in trainable:
+            train(config.stages[name].train, workdir / config.stages[name].workdir, label=name)
+    if mode == "evaluate" or (mode == "auto" and trainable):
+        from diffjax.evaluate import evaluate
+
+        evaluate(config, workdir)
+    if mode == "sample" or (mode == "auto" and not trainable):
+        from diffjax.sample import sample
+
+        sample(config, workdir)
+
+
+def main(argv: list[str]) -> int:
+    """Run the program; returns the exit status."""
+    if len(argv) > 1:
+        return _fail(f"unknown argument {argv[1]!r}: settings are given as --config.key=value.")
+    if _CONFIG.value is None:
+        return _fail("--config is missing; try --config=configs/quickstart.py.")
+    # How the program stops on a signal is part of `train`, which is not to be imported for a wrong flag.
+    from diffjax.train import Interrupted
+
+    name = Path(flags.FLAGS["config"].config_filename).stem  # type: ignore[attr-defined]
+    workdir = Path(_WORKDIR.value or f"runs/{name}").expanduser()
+    try:
+        run(_CONFIG.value, workdir, _MODE.value)
+    except UserError as error:
+        return _fail(str(error))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        print("interrupted.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; a mistake is answered in one or two lines."""
+    try:
+        return flags.FLAGS(argv, known_only=False)
+    except flags.Error as error:
+        raise SystemExit(_fail(str(error))) from None
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SystemExit(_fail(explain_override(argv, error))) from None
+    except FileNotFoundError as error:
+        raise SystemExit(_fail(f"there is no configuration {error.filename}.")) from None
+
+
+def explain_override(argv: list[str], error: Exception) -> str:
+    """Say which override is wrong, and what would be right."""
+    config = _load_config(argv)
+    for argument in argv[1:]:
+        match = re.match(r"--config\.([^=]+)", argument)
+        if not match or config is None:
+            continue
+        node: Any = config
+        for part in match[1].split("."):
+            if not isinstance(node, ConfigDict) or part not in node:
+                valid = list(node) if isinstance(node, ConfigDict) else []
+                advice = nearest(part, valid) if valid else "it has no parts."
+                return f"--config.{match[1]}: there is no {part!r} here; {advice}"
+            node = node[part]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _load_config(argv: list[str]) -> ConfigDict | None:
+    paths = [argument.partition("=")[2] for argument in argv if re.match(r"--config=", argument)]
+    if not paths:
+        return None
+    import runpy
+
+    return runpy.run_path(paths[-1])["get_config"]()
+
+
+def _fail(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return FAILED
+
+
+if __name__ == "__main__":
+    # The start-up chatter of XLA and Orbax is of no use to a person; --verbosity=0 brings it back.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.WARNING)
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,103 @@
+"""Dense and convolution layers whose parameters carry logical axis names.
+
+Every parameter says what its axes mean (`embed`, `mlp`, `heads`, …); `diffjax.parallel.rules` alone decides
+where such an axis is placed.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Initializer = Callable[..., jax.Array]
+Dtype = Any
+
+lecun = nn.initializers.lecun_normal()
+zeros = nn.initializers.zeros_init()
+ones = nn.initializers.ones_init()
+
+
+def dense(
+    features: int,
+    *,
+    axes: tuple[str, str] = ("embed", "mlp"),
+    use_bias: bool = True,
+    kernel_init: Initializer = lecun,
+    dtype: Dtype = None,
+    name: str | None = None,
+) -> nn.Dense:
+    """A linear layer `[..., in] -> [..., features]` whose kernel axes are named `axes`."""
+    return nn.Dense(
+        features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(kernel_init, axes),
+        bias_init=nn.with_logical_partitioning(zeros, axes[1:]),
+        name=name,
+    )
+
+
+def conv(
+    features: int,
+    kernel_size: int = 3,
+    *,
+    stride: int = 1,
+    kernel_init: Initializer = lecun,
+    dtype: Dtype = None,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square `SAME` convolution `[b, h, w, in] -> [b, h/stride, w/stride, features]`."""
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=(stride, stride),
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(kernel_init, ("window", "window", "conv_in", "conv_out")),
+        bias_init=nn.with_logical_partitioning(zeros, ("conv_out",)),
+        name=name,
+    )
+
+
+def layer_norm(*, dtype: Dtype = None, name: str | None = None) -> nn.LayerNorm:
+    """A layer norm of `[..., embed]` with scale and bias; statistics in float32 whatever `dtype` is."""
+    return nn.LayerNorm(
+        dtype=dtype,
+        scale_init=nn.with_logical_partitioning(ones, ("embed",)),
+        bias_init=nn.with_logical_partitioning(zeros, ("embed",)),
+        name=name,
+    )
+
+
+def param(
+    module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str]
+) -> jax.Array:
+    """A bare parameter of `module`, float32, with logical axis names."""
+    return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pin the layout of an activation by logical axis names; does nothing outside a mesh."""
+    return nn.with_logical_constraint(x, axes)
+
+
+def logical_axes(boxed: Any) -> Any:
+    """The axis names of freshly initialised parameters: the same tree, a tuple of names at each leaf."""
+
+    def names(leaf: Any) -> tuple[str | None, ...]:
+        if isinstance(leaf, nn.LogicallyPartitioned):
+            return tuple(leaf.names)
+        return (None,) * leaf.ndim
+
+    return jax.tree.map(names, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned))
+
+
+def unbox(boxed: Any) -> Any:
+    """Freshly initialised parameters without their axis names."""
+    return nn.meta.unbox(boxed)
+
+
+def axis_rules(pairs: Sequence[tuple[str, Any]]) -> Any:
+    """A context in which `constrain` knows where each logical axis lies; see `diffjax.parallel.rules`."""
+    return nn.logical_axis_rules(pairs)

@@ -1,0 +1,167 @@
+"""Building blocks of the U-Nets: residual blocks, attention over feature maps, changes of resolution.
+
+Feature maps are `[batch, height, width, channels]` throughout. Norms and the modulation between them run in
+float32, convolutions and dense layers in `dtype`. Every residual branch begins as zero, so a new block is the
+identity (or its skip); tests must therefore randomise the parameters.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffjax.nn.attention import Attention
+from diffjax.nn.layers import Dtype, constrain, conv, dense, layer_norm, lecun, ones, zeros
+
+FEATURE_MAP = ("batch", "height", "width", "channels")
+
+
+def group_norm(features: int, *, name: str | None = None) -> nn.GroupNorm:
+    """A float32 group norm of `[..., features]` (Wu & He, 2018).
+
+    It takes the largest number of groups up to 32 that divides `features` and leaves four channels to each:
+    with fewer, the norm of a narrow network erases the mean of every single channel (EDM guards likewise).
+    """
+    most = min(32, max(1, features // 4))
+    groups = next(groups for groups in range(most, 0, -1) if features % groups == 0)
+    return nn.GroupNorm(
+        groups,
+        dtype=jnp.float32,
+        scale_init=nn.with_logical_partitioning(ones, ("conv_out",)),
+        bias_init=nn.with_logical_partitioning(zeros, ("conv_out",)),
+        name=name,
+    )
+
+
+def add_scaled(x: jax.Array, skip: jax.Array) -> jax.Array:
+    """`(x + skip) / sqrt(2)`: the sum of two independent maps keeps their variance (SR3; Imagen)."""
+    return (x + skip) * math.sqrt(0.5)
+
+
+class ResBlock(nn.Module):
+    """A residual block modulated by a conditioning vector (ADM: Dhariwal & Nichol 2021, arXiv:2105.05233).
+
+    Group norm, SiLU, convolution; group norm, scale and shift by the vector, SiLU, dropout, convolution.
+
+    Attributes:
+      features: width of the output; a 1x1 convolution adapts the skip where the input's differs.
+      dropout: rate; above zero the block draws from the `dropout` rng, so pass zero when not training.
+      dtype: compute dtype.
+    """
+
+    features: int
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
+        """Transform a feature map.
+
+        Args:
+          x: `[batch, height, width, any]`.
+          vector: the conditioning vector, `[batch, embed]`.
+
+        Returns:
+          `[batch, height, width, features]` in `dtype`.
+        """
+        h = nn.silu(group_norm(x.shape[-1], name="norm_in")(x))
+        h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
+
+        modulation = dense(2 * self.features, dtype=self.dtype, name="modulation")(nn.silu(vector))
+        scale, shift = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
+        h = nn.silu(group_norm(self.features, name="norm_out")(h) * (1.0 + scale) + shift)
+        if self.dropout:
+            h = nn.Dropout(self.dropout, deterministic=False)(h)
+        h = conv(self.features, kernel_init=zeros, dtype=self.dtype, name="conv_out")(h)
+
+        x = x.astype(self.dtype)
+        if x.shape[-1] != self.features:
+            x = conv(self.features, 1, dtype=self.dtype, name="skip")(x)
+        return constrain(x + h, *FEATURE_MAP)
+
+
+class AttentionBlock(nn.Module):
+    """Attention of every place of a feature map to every other place, to text tokens, or to both in turn.
+
+    Each attention is pre-normed and residual. There is no feed-forward layer: the residual blocks around it
+    are one.
+
+    Attributes:
+      heads: number of heads; the width of the feature map must be divisible by it.
+      self_attention: attend to the map itself.
+      cross_attention: attend to the text tokens, after self-attention.
+      dtype: compute dtype.
+    """
+
+    heads: int
+    self_attention: bool = True
+    cross_attention: bool = False
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, tokens: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Attend.
+
+        Args:
+          x: `[batch, height, width, channels]`.
+          tokens: `[batch, length, embed]`, needed for cross-attention only.
+          mask: `[batch, length]` bool, False at tokens that must not be seen.
+
+        Returns:
+          `[batch, height, width, channels]` in `dtype`.
+        """
+        h = x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])  # [batch, height * width, channels]
+        if self.self_attention:
+            normed = layer_norm(dtype=jnp.float32, name="self_norm")(h)
+            h = h + Attention(self.heads, dtype=self.dtype, out_init=zeros, name="self_attention")(normed)
+        if self.cross_attention:
+            normed = layer_norm(dtype=jnp.float32, name="cross_norm")(h)
+            attention = Attention(self.heads, dtype=self.dtype, out_init=zeros, name="cross_attention")
+            h = h + attention(normed, tokens, mask)
+        return constrain(h.reshape(x.shape), *FEATURE_MAP)
+
+
+class Downsample(nn.Module):
+    """Divides the resolution by `stride` with one strided 3x3 convolution, which may change the width."""
+
+    features: int
+    stride: int = 2
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[b, h, w, any] -> [b, h / stride, w / stride, features]`."""
+        x = conv(self.features, stride=self.stride, dtype=self.dtype, name="conv")(x)
+        return constrain(x, *FEATURE_MAP)
+
+
+class Upsample(nn.Module):
+    """Multiplies the resolution by `stride` with a 1x1 convolution and depth-to-space (Shi et al. 2016).
+
+    A 3x3 convolution after nearest-neighbour upsampling would cost nine times as much and, in the Efficient
+    U-Net, work at the full resolution that the network is built to avoid. What speaks against sub-pixel
+    convolutions are checkerboards: as in ICNR (Aitken et al. 2017, arXiv:1707.02937) the places of one patch
+    begin with equal kernels, so the layer begins as nearest-neighbour upsampling.
+    """
+
+    features: int
+    stride: int = 2
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[b, h, w, any] -> [b, h * stride, w * stride, features]`."""
+        places = self.stride**2
+
+        def nearest(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> jax.Array:
+            return jnp.tile(lecun(key, (*shape[:-1], shape[-1] // places), dtype), places)
+
+        x = conv(self.features * places, 1, kernel_init=nearest, dtype=self.dtype, name="conv")(x)
+        batch, height, width, _ = x.shape
+        x = x.reshape(batch, height, width, self.stride, self.stride, self.features)
+        x = x.swapaxes(2, 3)  # [b, h, stride, w, stride, features]
+        x = x.reshape(batch, height * self.stride, width * self.stride, self.features)
+        return constrain(x, *FEATURE_MAP)

@@ -1,0 +1,199 @@
+"""One stage of a cascade: a network with its process, and what it is conditioned on.
+
+The training loss and the sampler of a stage are here side by side, because they must agree: on the schedule,
+on the meaning of the network's output, and on how a low-resolution image reaches the network.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.diffusion import guidance, sampling, thresholding
+from diffjax.diffusion.denoiser import Denoiser, make_denoiser
+from diffjax.diffusion.losses import denoising_loss
+from diffjax.diffusion.predictions import Prediction
+from diffjax.diffusion.schedules import Schedule, corrupt, logsnr
+from diffjax.diffusion.solvers import Solver, normal_like
+from diffjax.diffusion.timesteps import TimeSampler
+from diffjax.diffusion.weightings import Weighting
+from diffjax.nn.conditioning import Cond, drop_text, null_text
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage's objects.
+
+    Attributes:
+      net: `(params, x, logsnr, cond, dropout_key=None) -> prediction`; the key is given in training only.
+      schedule: the noise schedule, also of the noise on low-resolution images.
+      prediction: what the network's output means.
+      target: where the training error is measured.
+      weighting: weights of noise levels in training.
+      times: which times are drawn in training.
+      resolution: side of the images that it makes, in pixels.
+      low_res: side of the images that it starts from; 0 for a base stage.
+      max_aug_level: in training, the level of noise on the low-resolution image is uniform in
+        [0, max_aug_level]; a level is a time of the schedule.
+      drop_text: share of the training examples whose text is dropped.
+    """
+
+    net: Callable[..., jax.Array]
+    schedule: Schedule
+    prediction: Prediction
+    target: Prediction
+    weighting: Weighting
+    times: TimeSampler
+    resolution: int
+    low_res: int = 0
+    max_aug_level: float = 1.0
+    drop_text: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+    """How a stage is sampled; see `diffjax.diffusion` for what each means.
+
+    Attributes:
+      solver: the solver.
+      num_steps: its number of steps.
+      guidance_scale: classifier-free guidance; 1 is off.
+      threshold: keeps the estimates in range.
+      aug_level: noise put on the low-resolution image, in [0, 1].
+    """
+
+    solver: Solver
+    num_steps: int
+    guidance_scale: float
+    threshold: thresholding.Threshold
+    aug_level: float = 0.0
+
+
+def to_model_range(images: jax.Array) -> jax.Array:
+    """uint8 pixels to float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_pixels(images: jax.Array) -> jax.Array:
+    """Floats in [-1, 1] to uint8 pixels; what lies outside is clipped."""
+    return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
+
+
+def downsample(images: jax.Array, factor: int) -> jax.Array:
+    """Mean over boxes of `factor` x `factor` pixels: `[b, h, w, c] -> [b, h/factor, w/factor, c]`."""
+    b, h, w, c = images.shape
+    return images.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
+
+
+def upsample(images: jax.Array, factor: int) -> jax.Array:
+    """Bilinear interpolation: `[b, h, w, c] -> [b, h*factor, w*factor, c]`."""
+    b, h, w, c = images.shape
+    return jax.image.resize(images, (b, h * factor, w * factor, c), "bilinear")
+
+
+def with_low_res(
+    cond: Cond, schedule: Schedule, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array
+) -> Cond:
+    """Condition on low-resolution images with noise conditioning augmentation (Ho et al., 2022).
+
+    The network receives the *noised* image and is told how noisy it is.
+
+    Args:
+      cond: the other conditions.
+      schedule: the schedule whose time `aug_level` is.
+      low_res: images in [-1, 1], already upsampled to the stage's resolution, `[batch, h, w, c]`.
+      aug_level: `[batch]` in [0, 1].
+      eps: standard normal noise of the shape of `low_res`.
+    """
+    return cond._replace(
+        low_res=corrupt(schedule, low_res, eps, aug_level), aug_level=logsnr(schedule(aug_level))
+    )
+
+
+def loss(stage: Stage, params: Params, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """The training loss of each example.
+
+    Args:
+      stage: the stage.
+      params: the network's parameters.
+      batch: `image` uint8 `[batch, h, w, 3]` (the stage's resolution, or a crop), `text`, `mask`, `pooled`.
+      key: all randomness of this batch.
+
+    Returns:
+      `[batch]`.
+    """
+    names = ("noise", "time", "drop", "aug", "level", "dropout")
+    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
+    x0 = to_model_range(batch["image"])
+    count = x0.shape[0]
+    cond = Cond(batch["text"].astype(jnp.float32), batch["mask"], batch["pooled"])
+    cond = drop_text(cond, jax.random.bernoulli(keys["drop"], stage.drop_text, (count,)))
+    if stage.low_res:
+        factor = stage.resolution // stage.low_res
+        level = jax.random.uniform(keys["level"], (count,), maxval=stage.max_aug_level)
+        eps = jax.random.normal(keys["aug"], x0.shape)
+        cond = with_low_res(cond, stage.schedule, upsample(downsample(x0, factor), factor), level, eps)
+
+    def net(x: jax.Array, level: jax.Array) -> jax.Array:
+        return stage.net(params, x, level, cond, keys["dropout"])
+
+    return denoising_loss(
+        net,
+        stage.schedule,
+        prediction=stage.prediction,
+        target=stage.target,
+        weighting=stage.weighting,
+        x0=x0,
+        eps=jax.random.normal(keys["noise"], x0.shape),
+        t=stage.times(keys["time"], count),
+    )
+
+
+def sample(
+    stage: Stage,
+    settings: SamplerSettings,
+    params: Params,
+    cond: Cond,
+    keys: jax.Array,
+    low_res: jax.Array | None = None,
+) -> jax.Array:
+    """Sample the stage: one compiled program when jitted with `stage` and `settings` static.
+
+    Args:
+      stage: the stage.
+      settings: how to sample.
+      params: the network's parameters.
+      cond: the text conditions.
+      keys: a PRNG key for each example, `[batch]`.
+      low_res: for a super-resolution stage, images in [-1, 1], `[batch, stage.low_res, stage.low_res, 3]`.
+
+    Returns:
+      images in [-1, 1], `[batch, resolution, resolution, 3]`, float32.
+    """
+    noise_keys, aug_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(2))
+    if stage.low_res:
+        upsampled = upsample(low_res, stage.resolution // stage.low_res)
+        level = jnp.full((keys.shape[0],), settings.aug_level, jnp.float32)
+        cond = with_low_res(cond, stage.schedule, upsampled, level, normal_like(aug_keys, upsampled))
+
+    def denoiser_of(cond: Cond) -> Denoiser:
+        def net(x: jax.Array, level: jax.Array) -> jax.Array:
+            return stage.net(params, x, level, cond)
+
+        return make_denoiser(net, stage.schedule, stage.prediction)
+
+    denoise = guidance.classifier_free(denoiser_of, cond, null_text(cond), settings.guidance_scale)
+    denoise = thresholding.thresholded(denoise, stage.schedule, settings.threshold)
+    images = sampling.sample(
+        denoise,
+        stage.schedule,
+        settings.solver,
+        keys=noise_keys,
+        shape=(stage.resolution, stage.resolution, 3),
+        times=sampling.uniform_times(settings.num_steps),
+    )
+    return jnp.clip(images, -1.0, 1.0)

@@ -1,0 +1,1 @@
+"""Frozen text encoders, their tokenizers and the cache of embeddings."""

@@ -1,0 +1,218 @@
+"""Mode `train`: one stage, from its configuration to its last checkpoint.
+
+`train` below is a whole run, in order. What is done every step is the loop at its end.
+"""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffjax import config as configs
+from diffjax import stage as stages
+from diffjax import workdir as workdirs
+from diffjax.data.source import Source
+from diffjax.data.transforms import downsample
+from diffjax.errors import UserError
+from diffjax.evaluation.grids import enlarge, grid, write_png
+from diffjax.experiment import (
+    StageModel,
+    build_encoder,
+    build_loader,
+    build_optimizer,
+    build_sampler,
+    build_source,
+    build_stage,
+    build_text_table,
+    check_stage,
+    to_cond,
+)
+from diffjax.nn.layers import axis_rules
+from diffjax.parallel.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
+from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.text.cache import TextTable
+from diffjax.training.checkpoint import Checkpoints
+from diffjax.training.interrupt import Interrupt
+from diffjax.training.metrics import MetricsBuffer, MetricsWriter, NotFinite
+from diffjax.training.progress import TrainingProgress
+from diffjax.training.state import TrainState, count_params, create_state, init_sharded, state_shardings
+from diffjax.training.step import compile_train_step, make_train_step
+
+PREVIEW_FOLDER = "previews"
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+
+def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
+    """Train a stage, or go on with one that was interrupted.
+
+    Args:
+      config: a stage's configuration, see `diffjax.config.stage_config`.
+      workdir: receives the configuration, checkpoints, metrics and previews.
+      label: what the run is called in messages.
+
+    Raises:
+      UserError: the configuration, the data or the working directory is not usable, or the loss stopped being
+        a number.
+      Interrupted: SIGINT or SIGTERM came; the run can be resumed.
+    """
+    with workdirs.hold(workdir), Interrupt() as interrupt:
+        # What is cheap to check comes first: nothing is loaded or compiled for a run that cannot work.
+        check_stage(config)
+        mesh = make_mesh(**config.mesh)
+        check_batch(config.batch_size, mesh)
+        preview_settings = build_sampler(config.preview.sampler, "preview.sampler")
+        optimizer, learning_rate = build_optimizer(config)
+        checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
+        start = checkpoints.latest_step()
+        configs.keep(config, workdir, started=start is not None)
+        if start is not None and start >= config.steps:
+            checkpoints.close()
+            print(f"{label}: {workdir} is already trained for {start:,} steps.", flush=True)
+            return
+
+        # Pictures, captions and the network.
+        source = build_source(config.data, log=print)
+        encoder = build_encoder(config.text)
+        table = build_text_table(config, encoder, source.captions, log=print)
+        loader = build_loader(config, source, table)
+        model = build_stage(config, text_embed=encoder.embed)
+
+        # Where each array lives, and the state: restored, or new.
+        places = param_shardings(mesh, Rules(), model.shapes, model.axes)
+        key = jax.random.key(config.seed)
+        init_key, step_key = jax.random.split(key)
+        if start is None:
+            state = init_sharded(model.init, optimizer, init_key, mesh, places)
+        else:
+            abstract = abstract_state(model, optimizer, mesh, places)
+            state, position = checkpoints.restore(abstract)
+            loader.set_state(position)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step_key = jax.device_put(step_key, replicated(mesh))
+
+        def loss_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+            return stages.loss(model.stage, params, batch, key)
+
+        step_fn = make_train_step(loss_fn, optimizer, ema_decay=config.ema_decay, learning_rate=learning_rate)
+        update = compile_train_step(step_fn, shardings, batch_sharding(mesh), replicated(mesh))
+        preview = make_preview(config, model, preview_settings, source, table)
+
+        first = start or 0
+        print(
+            f"{label}: {config.model.name} of {count_params(state.params):,} parameters, "
+            f"{config.resolution} px, {len(source):,} pictures, batch {config.batch_size}, "
+            f"steps {first:,} to {config.steps:,}, {mesh.size} {jax.devices()[0].platform} device(s); "
+            f"in {workdir}",
+            flush=True,
+        )
+        progress = TrainingProgress(label, start=first, steps=config.steps, batch_size=config.batch_size)
+        writer = MetricsWriter(workdir, start_step=first)
+        unread = MetricsBuffer()
+
+        def save(state: TrainState) -> None:
+            unread.read()  # a checkpoint is good only if every loss up to it was finite
+            checkpoints.save(state, loader.get_state())
+
+        try:
+            with progress, jax.set_mesh(mesh), axis_rules(Rules().pairs()):
+                # The order of these five things is part of what a resumed run repeats: do not change it.
+                for step in itertools.count(first):
+                    last = step == config.steps
+                    if config.preview.every and step > first and (last or step % config.preview.every == 0):
+                        show_preview(preview(state.ema_params), step, workdir, writer)
+                    due = step > first and (last or step % config.checkpoint.every == 0)
+                    if due or interrupt.requested:
+                        save(state)
+                    if last:
+                        break
+                    if interrupt.requested:
+                        checkpoints.wait()
+                        raise Interrupted(
+                            f"{label}: {interrupt.requested} at step {step:,}; saved. "
+                            "Run the same command to go on."
+                        )
+                    batch = put_batch({name: a for name, a in next(loader).items() if name != "index"}, mesh)
+                    state, metrics = update(state, batch, step_key)
+                    unread.add(step + 1, metrics)
+                    progress.advance(step + 1)
+                    if (step + 1) % config.log_every == 0:
+                        means = unread.read(leave=1)  # this step is still running; its metrics come next time
+                        if means:
+                            rate = progress.report(step + 1, means)
+                            writer.scalars(step + 1, {**means, "images_per_second": rate})
+            checkpoints.wait()
+        except NotFinite as error:
+            checkpoints.wait()
+            good = checkpoints.latest_step()
+            kept = (
+                f"the checkpoint of step {good} is good" if good is not None else "there is no checkpoint yet"
+            )
+            raise UserError(
+                f"{label}: {error}; {kept} ({workdir}).\n"
+                "Try a lower optimizer.learning_rate or a smaller optimizer.clip_norm."
+            ) from error
+        finally:
+            writer.close()
+            loader.close()
+            checkpoints.close()
+        progress.say(f"{label}: {config.steps:,} steps in {progress.elapsed()}; saved in {workdir}.")
+
+
+def abstract_state(model: StageModel, optimizer: Any, mesh: jax.sharding.Mesh, places: Any) -> TrainState:
+    """Shapes and placements of a run's state, without any array."""
+    shapes = jax.eval_shape(lambda key: create_state(model.init(key), optimizer), jax.random.key(0))
+    shardings = state_shardings(shapes, optimizer, mesh, places)
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, shardings
+    )
+
+
+def make_preview(
+    config: ConfigDict,
+    model: StageModel,
+    settings: stages.SamplerSettings,
+    source: Source,
+    table: TextTable,
+) -> Callable[[Any], np.ndarray]:
+    """A function from averaged parameters to a picture: real images, what they start from, and samples.
+
+    The prompts are the captions of pictures spread over the data set, so that the samples can stand beside
+    the real ones; the same seeds are used each time.
+    """
+    count = min(config.preview.count, len(source))
+    examples = [source[i * len(source) // count] for i in range(count)]
+    factor = source.resolution // config.resolution
+    real = np.stack([downsample(example.image, factor) for example in examples])
+    cond = to_cond(table, [example.caption for example in examples])
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), count)
+    low_res = None
+    rows = [real]
+    if config.low_res.resolution:
+        ratio = config.resolution // config.low_res.resolution
+        low_res = stages.downsample(stages.to_model_range(real), ratio)
+        small = np.asarray(stages.to_pixels(low_res))
+        rows.append(small.repeat(ratio, axis=1).repeat(ratio, axis=2))
+
+    @jax.jit
+    def run(params: Any) -> jax.Array:
+        images = stages.sample(model.stage, settings, params, cond, keys, low_res)
+        return stages.to_pixels(images)
+
+    def preview(params: Any) -> np.ndarray:
+        shown = [*rows, np.asarray(run(params))]
+        return grid([[enlarge(image, 64) for image in row] for row in shown])
+
+    return preview
+
+
+def show_preview(picture: np.ndarray, step: int, workdir: Path, writer: MetricsWriter) -> None:
+    """Write a preview as PNG and to TensorBoard."""
+    write_png(workdir / PREVIEW_FOLDER / f"{step:08d}.png", picture, {"step": str(step)})
+    writer.image(step, "samples", picture)

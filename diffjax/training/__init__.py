@@ -1,0 +1,1 @@
+"""State, step, optimizer, checkpoints and what a person sees of a run."""

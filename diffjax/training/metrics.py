@@ -1,0 +1,102 @@
+"""Where the numbers of a run go: TensorBoard, and a plain file of JSON lines."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+
+class MetricsWriter:
+    """Writes scalars and images of a run below its working directory.
+
+    Scalars go to `metrics.jsonl`, one object a line, and with the images to TensorBoard files in
+    `tensorboard/`. Lines of steps after `start_step` are removed on opening: a run that was killed had got
+    further than its last checkpoint, and will write those steps again.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path = workdir / "metrics.jsonl"
+        self._drop_after(start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the scalars of a step."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Show an image, uint8 `[height, width, 3]`, on TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        self._board.close()
+
+    def _drop_after(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                if int(json.loads(line)["step"]) <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # half a line, from the moment the process was killed
+        self._path.write_text("".join(kept), encoding="utf-8")
+
+
+class NotFinite(Exception):
+    """The loss or the gradient became NaN or infinite.
+
+    Attributes:
+      step: the first step at which it was.
+    """
+
+    def __init__(self, step: int, name: str, value: float) -> None:
+        super().__init__(f"{name} became {value} at step {step}")
+        self.step = step
+
+
+class MetricsBuffer:
+    """Metrics of steps that the device may still be working on.
+
+    Reading a metric waits for its step. The loop therefore adds each step's metrics here unread, and reads
+    them later, when newer steps have been dispatched: the device never waits for the host.
+    """
+
+    def __init__(self) -> None:
+        self._unread: list[tuple[int, Mapping[str, jax.Array]]] = []
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Keep the metrics of update number `step`."""
+        self._unread.append((step, metrics))
+
+    def read(self, *, leave: int = 0) -> dict[str, float]:
+        """Read all but the newest `leave` steps.
+
+        Returns:
+          the mean of each metric over the steps read (nothing, if there are none).
+
+        Raises:
+          NotFinite: a metric of one of these steps is not a finite number.
+        """
+        end = len(self._unread) - leave
+        ready, self._unread = self._unread[:end], self._unread[end:]
+        totals: dict[str, list[float]] = {}
+        for step, metrics in ready:
+            for name, value in jax.device_get(dict(metrics)).items():
+                if not np.isfinite(value):
+                    raise NotFinite(step, name, float(value))
+                totals.setdefault(name, []).append(float(value))
+        return {name: sum(values) / len(values) for name, values in totals.items()}

@@ -1,0 +1,70 @@
+"""Everything a training run changes, as one pytree."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Params = Any
+
+
+class TrainState(NamedTuple):
+    """The state of a run after `step` updates.
+
+    Attributes:
+      step: number of updates made, int32 scalar.
+      params: the parameters, float32.
+      ema_params: their exponential moving average, which sampling uses.
+      opt_state: the optimizer's memory.
+    """
+
+    step: jax.Array
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+def create_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update; the average starts at the parameters."""
+    # Copies, because the step donates the state and no buffer may be donated twice.
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+
+
+def init_sharded(
+    init_params: Callable[[jax.Array], Params],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    mesh: Mesh,
+    param_shardings: Any,
+) -> TrainState:
+    """Initialise each shard of the state on its own device; the whole state never exists in one place."""
+
+    def init(key: jax.Array) -> TrainState:
+        return create_state(init_params(key), optimizer)
+
+    shardings = state_shardings(jax.eval_shape(init, key), optimizer, mesh, param_shardings)
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def state_shardings(
+    shapes: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh, param_shardings: Any
+) -> TrainState:
+    """Placements of a state: what has a parameter's shape lies where the parameter does."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        param_shardings,
+        transform_non_params=lambda _: replicated,
+    )
+    return TrainState(replicated, param_shardings, param_shardings, opt_state)
+
+
+def count_params(params: Params) -> int:
+    """The number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

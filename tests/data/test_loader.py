@@ -1,0 +1,184 @@
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from diffjax.data.loader import make_loader
+from diffjax.data.source import Example
+from diffjax.data.transforms import random_crop, resize
+from diffjax.errors import UserError
+
+SIZE = 37
+
+
+class Numbered:
+    """A source whose picture `i` can be told by its pixels."""
+
+    name, resolution = "numbered", 8
+
+    def __init__(self, size=SIZE):
+        self.captions = self.keys = self.concepts = self.styles = [str(i) for i in range(size)]
+
+    def __len__(self):
+        return len(self.keys)
+
+    def __getitem__(self, i):
+        image = (np.arange(192).reshape(8, 8, 3) + i).astype(np.uint8)
+        return Example(image, *[str(i)] * 4)
+
+
+def loader(**options):
+    return make_loader(Numbered(), **{"batch_size": 5, "seed": 0, "num_threads": 2} | options)
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_equal(batches, others):
+    assert len(batches) == len(others)
+    for batch, other in zip(batches, others, strict=True):
+        np.testing.assert_array_equal(batch["index"], other["index"])
+        np.testing.assert_array_equal(batch["image"], other["image"])
+
+
+def indices(batches):
+    return np.concatenate([batch["index"] for batch in batches]).tolist()
+
+
+def test_batches_hold_images_and_their_places():
+    batch = next(loader())
+    assert batch.keys() == {"image", "index"}
+    assert (batch["image"].shape, batch["image"].dtype) == ((5, 8, 8, 3), np.uint8)
+    assert (batch["index"].shape, batch["index"].dtype) == ((5,), np.int32)
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+
+
+def test_each_epoch_has_every_picture_once_in_another_order():
+    order = indices(take(loader(), 2 * SIZE))[: 3 * SIZE]
+    epochs = [order[i * SIZE : (i + 1) * SIZE] for i in range(3)]
+    assert all(sorted(epoch) == list(range(SIZE)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_without_shuffling():
+    assert indices(take(loader(shuffle=False), 15))[: 2 * SIZE] == [*range(SIZE)] * 2
+
+
+def test_the_seed_decides_everything():
+    options = {"transforms": [random_crop(4)]}
+    assert_equal(take(loader(seed=3, **options), 10), take(loader(seed=3, num_threads=0, **options), 10))
+    assert indices(take(loader(seed=3), 7)) != indices(take(loader(seed=4), 7))
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 3, 8, 20])  # an epoch is 7.4 batches
+@pytest.mark.parametrize("num_threads", [0, 3])
+def test_a_restored_loader_continues_with_the_same_batches(consumed, num_threads):
+    options = {"transforms": [random_crop(4)], "num_threads": num_threads, "prefetch": 4}
+    original = loader(**options)
+    take(original, consumed)
+    state = json.loads(json.dumps(original.get_state()))
+    expected = take(original, 10)
+
+    fresh = loader(**options)
+    fresh.set_state(state)
+    assert_equal(take(fresh, 10), expected)
+    used = loader(**options)
+    take(used, 5)
+    used.set_state(state)
+    assert_equal(take(used, 10), expected)
+
+
+@pytest.mark.parametrize("host_count", [2, 3])
+def test_hosts_share_the_global_order(host_count):
+    options = {"seed": 1, "transforms": [random_crop(4)]}
+    whole = take(loader(batch_size=6, **options), 14)
+    parts = [
+        take(loader(batch_size=6 // host_count, host_index=h, host_count=host_count, **options), 14)
+        for h in range(host_count)
+    ]
+    for k, batch in enumerate(whole):
+        for h in range(host_count):
+            np.testing.assert_array_equal(parts[h][k]["index"], batch["index"][h::host_count])
+            np.testing.assert_array_equal(parts[h][k]["image"], batch["image"][h::host_count])
+
+
+# 111 pictures, one by one to two hosts, are 56 and 55: enough for 7 batches of 8 on the first host alone.
+@pytest.mark.parametrize(("host_count", "batch_size", "batches"), [(1, 5, 22), (2, 8, 6), (3, 5, 7)])
+def test_all_hosts_see_equally_many_batches(host_count, batch_size, batches):
+    for h in range(host_count):
+        options = {"batch_size": batch_size, "host_index": h, "host_count": host_count}
+        seen = list(loader(num_epochs=3, **options))
+        assert [len(batch["index"]) for batch in seen] == [batch_size] * batches
+
+
+def test_a_batch_may_be_larger_than_the_source():
+    order = indices(take(loader(batch_size=100), 2))
+    assert sorted(order[:SIZE]) == sorted(order[SIZE : 2 * SIZE]) == list(range(SIZE))
+
+
+def test_transforms_are_applied_in_order():
+    transforms = [resize(8, 4), lambda element: {**element, "double": 2 * element["index"]}, random_crop(3)]
+    batch = next(loader(transforms=transforms))
+    assert batch["image"].shape == (5, 3, 3, 3)
+    np.testing.assert_array_equal(batch["double"], 2 * batch["index"])
+
+
+def test_crops_differ_between_elements_and_epochs():
+    class Constant(Numbered):
+        def __getitem__(self, i):
+            return super().__getitem__(0)
+
+    batches = take(make_loader(Constant(2), batch_size=2, seed=0, transforms=[random_crop(4)]), 50)
+    corners = {int(corner) for batch in batches for corner in batch["image"][:, 0, 0, 0]}
+    assert len(corners) == 25
+
+
+def test_close_ends_the_threads():
+    before = set(threading.enumerate())
+    iterator = loader(num_threads=3)
+    take(iterator, 4)
+    started = set(threading.enumerate()) - before
+    assert started
+    iterator.close()
+    for thread in started:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in started)
+
+
+def test_an_error_in_the_source_reaches_the_caller():
+    class Broken(Numbered):
+        def __getitem__(self, i):
+            raise UserError("the cache is damaged")
+
+    with pytest.raises(UserError, match="the cache is damaged"):
+        next(make_loader(Broken(), batch_size=2, seed=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch size"),
+        ({"seed": -1}, "seed"),
+        ({"host_index": 2, "host_count": 2}, "Host 2"),
+        ({"num_epochs": 1, "batch_size": 38}, "1 epochs of 37 pictures"),
+        ({"num_epochs": 0}, "0 epochs"),
+    ],
+)
+def test_arguments_out_of_range(options, message):
+    with pytest.raises(UserError, match=message):
+        loader(**options)
+
+
+def test_an_empty_source():
+    with pytest.raises(UserError, match="empty"):
+        make_loader(Numbered(0), batch_size=1, seed=0)
+
+
+def test_real_pictures(cache_dir):
+    from diffjax.data.emoji import load_emoji
+
+    source = load_emoji(cache_dir, resolution=64, num_concepts=20)
+    batch = next(make_loader(source, batch_size=8, seed=0, transforms=[resize(64, 32)]))
+    assert batch["image"].shape == (8, 32, 32, 3)
