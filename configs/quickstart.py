@@ -1,21 +1,68 @@
+"""Both stages of a small cascade on a laptop's CPU: 200 emoji in two styles, 16 px, then 64 px.
+
+Command:   ./launch/quickstart.sh      (or: python -m diffjax.main --config=configs/quickstart.py)
+HEADER
+"""
+
+from ml_collections import ConfigDict
+
 from diffjax.config import cascade_config, cascade_stage, sampler_config, stage_config
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = cascade_config()
-    config.steps = 2000
-    config.sr_steps = 600
-    base = stage_config()
-    base.resolution = 16
-    base.steps = config.get_ref("steps")
-    base.batch_size = 32
-    base.data.num_concepts = 200
-    base.text.length = 24
-    base.model = {"name": "dit", "patch": 4, "embed": 256, "depth": 6, "heads": 4, "cross_attention": False}
-    base.optimizer.learning_rate = 1e-3
-    base.optimizer.warmup_steps = 200
-    base.ema_decay = 0.999
-    base.checkpoint.every = 500
-    base.preview.every = 500
-    config.stages.base = cascade_stage("base", sampler_config(num_steps=25), base)
+    config.steps = 2400  # of the base stage
+    config.sr_steps = 1500
+    config.batch_size = 48
+    config.evaluate.num_prompts = 96
+    config.evaluate.sheet_rows = 16
+
+    # A transformer on 16 large patches: on a CPU it learns more per second than convolutions do.
+    base = _stage(resolution=16, steps=config.get_ref("steps"), batch_size=32)
+    base.model = ConfigDict(
+        {"name": "dit", "patch": 4, "embed": 256, "depth": 6, "heads": 4, "cross_attention": False}
+    )
+    base.checkpoint.every = 400
+    base.preview.every = 800
+    base.preview.sampler = sampler_config(num_steps=16, guidance_scale=2.0)
+
+    sr = _stage(resolution=64, steps=config.get_ref("sr_steps"), batch_size=16)
+    sr.low_res.resolution = 16
+    sr.low_res.max_aug_level = 0.5
+    sr.model = ConfigDict(
+        {
+            "name": "unet",
+            "efficient": True,
+            "channels": 32,
+            "multipliers": (1, 2, 3),
+            "blocks": (1, 2, 3),
+            "strides": (4, 2, 2),
+            "self_attention": (False, False, False),
+            "cross_attention": (False, False, False),
+            "head_dim": 32,
+        }
+    )
+    sr.checkpoint.every = 300
+    sr.preview.every = 500
+    sr.preview.sampler = sampler_config(num_steps=16, guidance_scale=1.0)
+
+    config.stages.base = cascade_stage("base", sampler_config(num_steps=25, guidance_scale=2.0), base)
+    config.stages.sr = cascade_stage("sr", sampler_config(num_steps=16, guidance_scale=1.0), sr)
     return config
+
+
+def _stage(*, resolution: int, steps: int, batch_size: int) -> ConfigDict:
+    """What the two stages have in common."""
+    stage = stage_config()
+    stage.resolution = resolution
+    stage.steps = steps
+    stage.batch_size = batch_size
+    stage.data.resolution = 64
+    stage.data.num_concepts = 200
+    stage.text.length = 24
+    stage.optimizer.learning_rate = 1e-3
+    stage.optimizer.warmup_steps = 100
+    stage.ema_decay = 0.995
+    stage.log_every = 50
+    stage.preview.count = 8
+    return stage

@@ -109,7 +109,7 @@ def _sheet(
         wide = stages.upsample(stages.to_model_range(small[None]), final.resolution // base.resolution)
         bilinear = np.asarray(stages.to_pixels(wide))[0]
         rows.append((source.captions[j], [small, bilinear, images[-1][i], _at(source, j, final.resolution)]))
-    return sheet(headers, rows, side=max(final.resolution, 128))
+    return sheet(headers, rows, side=max(final.resolution, 96), blocks=2)
 
 
 def _at(source: Source, i: int, resolution: int) -> np.ndarray:

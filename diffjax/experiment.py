@@ -146,7 +146,7 @@ def check_stage(config: ConfigDict) -> None:
     """Refuse a stage whose numbers do not fit together, before anything is compiled."""
     resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
     positive = ("resolution", "steps", "batch_size", "log_every", "text.length")
-    positive += ("checkpoint.every", "checkpoint.keep", "data.resolution")
+    positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
     for key in positive:
         value: Any = config
         for part in key.split("."):
@@ -163,7 +163,12 @@ def check_stage(config: ConfigDict) -> None:
         raise UserError(
             f"data.resolution={config.data.resolution} must be a multiple of resolution={resolution}."
         )
+    if config.preview.every < 0:
+        raise UserError(f"preview.every={config.preview.every}; expected at least 0, which is never.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed}; expected a whole number from 0 to 2^32 - 1.")
     for key, value in (
+        ("ema_decay", config.ema_decay),
         ("text.drop", config.text.drop),
         ("low_res.max_aug_level", config.low_res.max_aug_level),
     ):

@@ -1,5 +1,6 @@
 """The program: `python -m diffjax.main --config=FILE --workdir=DIR [--mode=MODE] [--config.key=value …]`."""
 
+import itertools
 import os
 import re
 import sys
@@ -25,8 +26,8 @@ _MODE = flags.DEFINE_enum(
     "auto",
     MODES,
     "train: train the stage, or those stages of a cascade that it brings along. sample: images for "
-    "config.prompts. evaluate: a sheet and caption retrieval. auto: train what there is to train; then evaluate "
-    "a cascade that was trained, sample one that was not.",
+    "config.prompts. evaluate: a sheet and caption retrieval. auto: train what there is to train; then "
+    "evaluate a cascade that was trained, sample one that was not.",
 )
 
 
@@ -87,14 +88,19 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; a mistake is answered in one or two lines."""
+    path = _config_path(argv)
+    if path is not None and not Path(path).is_file():  # the flag itself would complain much later
+        raise SystemExit(
+            _fail(f"--config={path}: there is no such file; try --config=configs/quickstart.py.")
+        )
     try:
         return flags.FLAGS(argv, known_only=False)
     except flags.Error as error:
         raise SystemExit(_fail(str(error))) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SystemExit(_fail(explain_override(argv, error))) from None
-    except FileNotFoundError as error:
-        raise SystemExit(_fail(f"there is no configuration {error.filename}.")) from None
+    except SyntaxError as error:
+        raise SystemExit(_fail(f"{error.filename}, line {error.lineno}: {error.msg}.")) from None
 
 
 def explain_override(argv: list[str], error: Exception) -> str:
@@ -114,13 +120,39 @@ def explain_override(argv: list[str], error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
+def _config_path(argv: list[str]) -> str | None:
+    paths = [argument.partition("=")[2] for argument in argv if re.match(r"--?config=", argument)]
+    paths += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
+    return paths[-1] if paths else None
+
+
 def _load_config(argv: list[str]) -> ConfigDict | None:
-    paths = [argument.partition("=")[2] for argument in argv if re.match(r"--config=", argument)]
-    if not paths:
+    path = _config_path(argv)
+    if path is None:
         return None
     import runpy
 
-    return runpy.run_path(paths[-1])["get_config"]()
+    functions = runpy.run_path(path)
+    if "get_config" not in functions:
+        raise SystemExit(_fail(f"--config={path} is no configuration: it has no function get_config()."))
+    return functions["get_config"]()
+
+
+def _quiet() -> None:
+    """Leave out what is of no use to a person: start-up chatter, and tracebacks beside an error's own lines.
+
+    --verbosity=0 brings the log messages back.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _show_unraisable
+
+
+def _show_unraisable(unraisable: Any) -> None:
+    # After a checkpoint that could not be read or written, Orbax abandons coroutines that wait for TensorStore.
+    left_over = ("Event loop is closed", "Encountered error while reading array index")
+    if not str(unraisable.exc_value).startswith(left_over):
+        sys.__unraisablehook__(unraisable)
 
 
 def _fail(message: str) -> int:
@@ -129,7 +161,5 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    # The start-up chatter of XLA and Orbax is of no use to a person; --verbosity=0 brings it back.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    logging.set_verbosity(logging.WARNING)
+    _quiet()
     app.run(main, flags_parser=parse)

@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         unread = MetricsBuffer()
 
         def save(state: TrainState) -> None:
-            unread.read()  # a checkpoint is good only if every loss up to it was finite
+            unread.check()  # a checkpoint is good only if every loss up to it was finite
             checkpoints.save(state, loader.get_state())
 
         try:

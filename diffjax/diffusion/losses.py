@@ -23,7 +23,7 @@ def denoising_loss(
     """The loss of each example.
 
     The network may predict one quantity and be penalised in another (JiT predicts x0 and is penalised
-    in velocity). Where `prediction` and `target` are the same row, this is the plain squared error of the output.
+    in velocity). Where `prediction` and `target` are the same row, this is the squared error of the output.
 
     Args:
       net: `(x_t, log-SNR) -> prediction`.

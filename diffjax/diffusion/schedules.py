@@ -40,17 +40,18 @@ def cosine(*, logsnr_min: float = -15.0, logsnr_max: float = 15.0, shift: float 
     if not logsnr_min < logsnr_max:
         raise ValueError(f"logsnr_min {logsnr_min} must be below logsnr_max {logsnr_max}")
     start, end = (math.atan(math.exp(-logsnr / 2)) for logsnr in (logsnr_max, logsnr_min))
+    rest = math.atan(math.exp(logsnr_min / 2))  # what is left to a right angle at t = 1
 
     def schedule(t: jax.Array) -> Coeffs:
-        angle = start + (end - start) * t
-        speed = jnp.full_like(angle, end - start)
+        # The cosine as the sine of the other angle: near a right angle `cos` loses its relative precision.
+        sin = jnp.sin(start + (end - start) * t)
+        cos = jnp.sin(rest + (end - start) * (1.0 - t))
+        speed = jnp.full_like(sin, end - start)
         if shift != 1.0:
             # tan(shifted) = shift tan(angle); its derivative follows from d tan = (1 + tan^2) d angle.
-            cos, sin = jnp.cos(angle), jnp.sin(angle)
-            speed = speed * shift / (cos**2 + shift**2 * sin**2)
-            angle = jnp.arctan2(shift * sin, cos)
-        alpha, sigma = jnp.cos(angle), jnp.sin(angle)
-        return Coeffs(alpha, sigma, -sigma * speed, alpha * speed)
+            norm = jnp.sqrt(cos**2 + shift**2 * sin**2)
+            sin, cos, speed = shift * sin / norm, cos / norm, speed * shift / norm**2
+        return Coeffs(cos, sin, -sin * speed, cos * speed)
 
     return schedule
 
@@ -63,9 +64,11 @@ def linear_flow(*, sigma_min: float = 1e-4) -> Schedule:
     """
 
     def schedule(t: jax.Array) -> Coeffs:
-        sigma = sigma_min + (1.0 - 2.0 * sigma_min) * t
-        speed = jnp.full_like(sigma, 1.0 - 2.0 * sigma_min)
-        return Coeffs(1.0 - sigma, sigma, -speed, speed)
+        length = 1.0 - 2.0 * sigma_min
+        sigma = sigma_min + length * t
+        alpha = sigma_min + length * (1.0 - t)  # not 1 - sigma, which would cancel near t = 1
+        speed = jnp.full_like(sigma, length)
+        return Coeffs(alpha, sigma, -speed, speed)
 
     return schedule
 

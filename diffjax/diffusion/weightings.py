@@ -32,9 +32,9 @@ def min_snr(*, gamma: float = 5.0) -> Weighting:
 def sigmoid(*, bias: float = -1.0) -> Weighting:
     """Sigmoid weighting (Kingma and Gao, 2023; Hoogeboom et al., 2024) for an error measured in v.
 
-    The papers weight the error of eps by `sigmoid(bias - logsnr)`. Since `|eps error|^2 = alpha^2 |v error|^2`
-    under a variance-preserving schedule, the same weight reads `alpha^2 sigmoid(bias - logsnr)` in the space
-    of v. It is multiplied by the constant `1 + exp(-bias)`, which keeps the loss on the scale of the others.
+    The papers weight the error of eps by `sigmoid(bias - logsnr)`. Under a variance-preserving schedule
+    `|eps error|^2 = alpha^2 |v error|^2`, so the same weight reads `alpha^2 sigmoid(bias - logsnr)` in the
+    space of v. The constant `1 + exp(-bias)` keeps the loss on the scale of the others.
     """
 
     def weight(coeffs: Coeffs) -> jax.Array:

@@ -39,20 +39,34 @@ def square_grid(images: Sequence[np.ndarray], columns: int | None = None) -> np.
     return grid([images[i : i + columns] for i in range(0, len(images), columns)])
 
 
-def sheet(headers: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int) -> np.ndarray:
+def sheet(
+    headers: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int, *, blocks: int = 1
+) -> np.ndarray:
     """A captioned comparison: a header above each column, and a caption above each row.
 
     Args:
       headers: one per column.
-      rows: (caption, images); images of any square size, one per column; small ones are enlarged pixel by
-        pixel.
+      rows: (caption, images); images of any square size, one per column; those of another size are enlarged
+        pixel by pixel.
       side: side of a cell in pixels.
+      blocks: into how many blocks, side by side, the rows are folded.
 
     Returns:
       uint8 `[height, width, 3]`.
     """
+    per_block = -(-len(rows) // blocks)
+    parts = [
+        _block(headers, rows[i : i + per_block], side, per_block) for i in range(0, len(rows), per_block)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _block(
+    headers: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int, height: int
+) -> np.ndarray:
+    """One block of a sheet, with room for `height` rows."""
     cell, row_height = side + _GAP, side + _GAP + _LABEL_HEIGHT
-    size = (len(headers) * cell + _GAP, _LABEL_HEIGHT + len(rows) * row_height + _GAP)
+    size = (len(headers) * cell + 3 * _GAP, _LABEL_HEIGHT + height * row_height + _GAP)
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(12)
@@ -60,7 +74,7 @@ def sheet(headers: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]
         draw.text((_GAP + j * cell, 2), _fit(header, font, side), fill="black", font=font)
     for i, (caption, images) in enumerate(rows):
         top = _LABEL_HEIGHT + i * row_height
-        draw.text((_GAP, top + 2), _fit(caption, font, size[0] - 2 * _GAP), fill="dimgray", font=font)
+        draw.text((_GAP, top + 2), _fit(caption, font, size[0] - 3 * _GAP), fill="dimgray", font=font)
         for j, image in enumerate(images):
             scaled = Image.fromarray(image)
             if image.shape[0] != side:

@@ -45,10 +45,10 @@ from diffjax.nn.resblock import (
     FEATURE_MAP,
     AttentionBlock,
     Downsample,
+    ModulatedNorm,
     ResBlock,
     Upsample,
     add_scaled,
-    group_norm,
 )
 
 
@@ -164,7 +164,9 @@ class UNet(nn.Module):
 
         if strides[0] > 1:
             h = add_scaled(h, entry)
-        h = nn.silu(group_norm(h.shape[-1], name="norm_out")(h))
+        # Modulated, because in the efficient network only this layer can weigh the noisy image, which the
+        # entry brings here at full resolution, by its noise level.
+        h = nn.silu(ModulatedNorm(self.dtype, name="norm_out")(h, vector))
         h = conv(self.out_channels, kernel_init=zeros, dtype=jnp.float32, name="out")(h)
         return constrain(h, *FEATURE_MAP)
 

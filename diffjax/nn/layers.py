@@ -78,7 +78,15 @@ def param(
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin the layout of an activation by logical axis names; does nothing outside a mesh."""
+    """Pin the layout of an activation by logical axis names; does nothing outside a mesh.
+
+    Raises:
+      ValueError: a name has no rule; Flax would silently replicate that axis.
+    """
+    known = {name for name, _ in nn.get_logical_axis_rules()}
+    unknown = [axis for axis in axes if known and axis is not None and axis not in known]
+    if unknown:
+        raise ValueError(f"logical axis {unknown[0]!r} has no rule; there are {', '.join(sorted(known))}")
     return nn.with_logical_constraint(x, axes)
 
 

@@ -39,6 +39,23 @@ def add_scaled(x: jax.Array, skip: jax.Array) -> jax.Array:
     return (x + skip) * math.sqrt(0.5)
 
 
+class ModulatedNorm(nn.Module):
+    """A group norm whose output is scaled and shifted by a conditioning vector; float32.
+
+    Attributes:
+      dtype: compute dtype of the dense layer that makes scale and shift.
+    """
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
+        """`x` `[batch, height, width, channels]`, `vector` `[batch, embed]`."""
+        modulation = dense(2 * x.shape[-1], dtype=self.dtype, name="modulation")(nn.silu(vector))
+        scale, shift = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
+        return group_norm(x.shape[-1], name="norm")(x) * (1.0 + scale) + shift
+
+
 class ResBlock(nn.Module):
     """A residual block modulated by a conditioning vector (ADM: Dhariwal & Nichol 2021, arXiv:2105.05233).
 
@@ -68,9 +85,7 @@ class ResBlock(nn.Module):
         h = nn.silu(group_norm(x.shape[-1], name="norm_in")(x))
         h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
 
-        modulation = dense(2 * self.features, dtype=self.dtype, name="modulation")(nn.silu(vector))
-        scale, shift = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
-        h = nn.silu(group_norm(self.features, name="norm_out")(h) * (1.0 + scale) + shift)
+        h = nn.silu(ModulatedNorm(self.dtype, name="norm_out")(h, vector))
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=False)(h)
         h = conv(self.features, kernel_init=zeros, dtype=self.dtype, name="conv_out")(h)

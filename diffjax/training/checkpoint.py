@@ -5,6 +5,7 @@ and `data` (the loader's position). Orbax writes into a temporary folder and ren
 a process killed while saving leaves the older checkpoints as they were.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,16 @@ class Checkpoints:
         self._ocp = ocp
         self._folder = workdir.absolute() / FOLDER
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)  # Orbax would fail at the first save only
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 item_names=("params", "ema_params", "rest", "data"),
                 options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
             )
         except OSError as error:
-            raise UserError(f"cannot keep checkpoints in {self._folder}: {error}.") from error
+            raise UserError(
+                f"cannot keep checkpoints in {self._folder}: {error.strerror or error}."
+            ) from error
 
     def latest_step(self) -> int | None:
         """The newest whole checkpoint's step, or None."""
@@ -64,7 +68,7 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items)
         except Exception as error:  # Orbax and TensorStore raise many kinds for one full disk
-            raise self._unsaved(step, error) from error
+            raise self._unsaved(error) from error
 
     def restore(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
         """Read the newest checkpoint.
@@ -99,7 +103,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise self._unsaved(None, error) from error
+            raise self._unsaved(error) from error
 
     def close(self) -> None:
         """Wait, and let go of Orbax's threads."""
@@ -113,18 +117,24 @@ class Checkpoints:
             return self._manager.restore(step, args=self._ocp.args.Composite(**items))
         except Exception as error:
             raise UserError(
-                f"the checkpoint of step {step} in {self._folder} cannot be read: {_first_line(error)}\n"
+                f"the checkpoint of step {step} in {self._folder} cannot be read: {_reason(error)}\n"
                 f"If it is damaged, move {self._folder / str(step)} away; the one before it is used then."
             ) from error
 
-    def _unsaved(self, step: int | None, error: Exception) -> UserError:
-        what = "the checkpoint" if step is None else f"the checkpoint of step {step}"
+    def _unsaved(self, error: Exception) -> UserError:
+        # What is on disk, not what Orbax remembers: the step that failed is no longer to be counted.
+        whole = [int(path.name) for path in self._folder.iterdir() if path.name.isdigit()]
+        kept = f"The checkpoint of step {max(whole)} is intact" if whole else "There is no older checkpoint"
         return UserError(
-            f"{what} could not be written to {self._folder}: {_first_line(error)}\n"
-            "Older checkpoints are intact: make room (or make the folder writable) and run the same command."
+            f"a checkpoint could not be written to {self._folder}: {_reason(error)}.\n"
+            f"{kept}: make room (or make the folder writable) and run the same command."
         )
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line: the operating system's words, where they are in the message."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    found = re.search(r"([^:\n]+) \[os_error_code", text)
+    return found[1].strip() if found else (text.splitlines() or [type(error).__name__])[0][:300]

@@ -1,11 +1,14 @@
 """Where the numbers of a run go: TensorBoard, and a plain file of JSON lines."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
+
+from diffjax.errors import UserError
 
 
 class MetricsWriter:
@@ -20,16 +23,22 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         self._path = workdir / "metrics.jsonl"
-        self._drop_after(start_step)
-        self._file = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
+        try:
+            self._drop_after(start_step)
+            self._file = self._path.open("a", encoding="utf-8")
+            self._board = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+            )
+        except OSError as error:
+            raise UserError(f"metrics cannot be written to {workdir}: {error.strerror}.") from error
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write the scalars of a step."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error.strerror}.") from error
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
@@ -40,20 +49,23 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close the files."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, which was reported where it was met
+            self._file.close()
         self._board.close()
 
     def _drop_after(self, step: int) -> None:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if int(json.loads(line)["step"]) <= step:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # half a line, from the moment the process was killed
-        self._path.write_text("".join(kept), encoding="utf-8")
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self._path)  # as a whole: a run killed here keeps its old metrics
 
 
 class NotFinite(Exception):
@@ -82,6 +94,15 @@ class MetricsBuffer:
         """Keep the metrics of update number `step`."""
         self._unread.append((step, metrics))
 
+    def check(self) -> None:
+        """Wait for all steps; their metrics stay to be read.
+
+        Raises:
+          NotFinite: a metric of one of them is not a finite number.
+        """
+        for step, metrics in self._unread:
+            _finite(step, metrics)
+
     def read(self, *, leave: int = 0) -> dict[str, float]:
         """Read all but the newest `leave` steps.
 
@@ -95,8 +116,14 @@ class MetricsBuffer:
         ready, self._unread = self._unread[:end], self._unread[end:]
         totals: dict[str, list[float]] = {}
         for step, metrics in ready:
-            for name, value in jax.device_get(dict(metrics)).items():
-                if not np.isfinite(value):
-                    raise NotFinite(step, name, float(value))
-                totals.setdefault(name, []).append(float(value))
+            for name, value in _finite(step, metrics).items():
+                totals.setdefault(name, []).append(value)
         return {name: sum(values) / len(values) for name, values in totals.items()}
+
+
+def _finite(step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+    for name, value in values.items():
+        if not np.isfinite(value):
+            raise NotFinite(step, name, value)
+    return values

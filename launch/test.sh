@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# The tests on a fresh machine: sets up .venv, then lint, format, import contracts, types, and pytest.
+# Arguments are passed to pytest: ./launch/test.sh tests/diffusion -k ddim
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/setup.sh
+ensure_venv test
+if [[ $# -eq 0 ]]; then
+  echo "ruff (lint and format)"
+  .venv/bin/ruff check .
+  .venv/bin/ruff format --check .
+  echo "import-linter"
+  .venv/bin/lint-imports
+  echo "mypy"
+  .venv/bin/mypy diffjax
+fi
+echo "pytest"
+exec .venv/bin/python -m pytest "$@"

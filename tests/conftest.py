@@ -1,0 +1,45 @@
+"""Eight virtual devices and one folder of compiled programs for all tests; fixtures that several folders share.
+
+That this file is here also makes the folder importable, so that tests can `import oracle` and `import program`.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# All of this must stand in the environment before jax is imported.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+# The tests and the programs that they start compile the same few networks again and again.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="diffjax-tests-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+from pathlib import Path
+
+import program
+import pytest
+
+from diffjax.data.emoji import load_emoji
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory) -> Path:
+    """A folder with the emoji pictures at 64 px; a test that damages it must copy it first."""
+    folder = tmp_path_factory.mktemp("emoji")
+    load_emoji(folder, resolution=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(cache_dir, tmp_path_factory) -> Path:
+    """The working directory of the tiny cascade, trained by one uninterrupted program; not to be changed."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    done = program.start(workdir, cache_dir)
+    assert done.returncode == 0, done.stderr
+    return workdir

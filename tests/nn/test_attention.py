@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffjax.nn.attention import Attention
+from diffjax.nn.layers import unbox, zeros
+
+
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def randomised(module, *inputs):
+    shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+    random = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(random.normal(0.1, 0.4, leaf.shape), jnp.float32), shapes)
+
+
+def reference(params, heads, x, context=None, mask=None):
+    """Attention as it is written in books, one head of one example at a time, in float64."""
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    x = np.asarray(x, np.float64)
+    context = x if context is None else np.asarray(context, np.float64)
+    query, key, value = (
+        source @ p[name]["kernel"] + p[name]["bias"]
+        for name, source in (("query", x), ("key", context), ("value", context))
+    )
+    width = x.shape[-1] // heads
+    y = np.zeros_like(query)
+    for example in range(len(x)):
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            logits = query[example][:, part] @ key[example][:, part].T / width**0.5
+            if mask is not None:
+                logits[:, ~np.asarray(mask[example])] = -np.inf
+            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+            weights /= weights.sum(axis=1, keepdims=True)
+            y[example][:, part] = weights @ value[example][:, part]
+    return y @ p["out"]["kernel"] + p["out"]["bias"]
+
+
+MASK = jnp.array([[True, True, False, True, False], [False, True, False, False, False]])
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("kind", ["self", "cross", "masked"])
+def test_attention_is_that_of_the_books(heads, kind):
+    x = normal(0, 2, 3, 8)
+    inputs = {"self": (x,), "cross": (x, normal(1, 2, 5, 6)), "masked": (x, normal(1, 2, 5, 6), MASK)}[kind]
+    module = Attention(heads)
+    params = randomised(module, *inputs)
+    y = jax.jit(module.apply)({"params": params}, *inputs)
+    np.testing.assert_allclose(y, reference(params, heads, *inputs), atol=2e-5)
+    low = jax.jit(Attention(heads, dtype=jnp.bfloat16).apply)({"params": params}, *inputs)
+    assert low.dtype == jnp.bfloat16
+    assert 0.0 < float(jnp.linalg.norm(low - y) / jnp.linalg.norm(y)) < 0.03
+
+
+def test_masked_keys_and_other_examples_do_not_matter():
+    x, context = normal(0, 2, 3, 8), normal(1, 2, 5, 6)
+    module = Attention(2)
+    params = randomised(module, x, context, MASK)
+    apply = jax.jit(lambda x, context: module.apply({"params": params}, x, context, MASK))
+    y = apply(x, context)
+    np.testing.assert_array_equal(apply(x, context.at[0, 2].set(1e3).at[1, 0].set(-1e3)), y)
+    changed = apply(x, context.at[0, 1].add(1.0))
+    assert float(jnp.abs(changed - y)[0].max()) > 1e-3
+    np.testing.assert_array_equal(changed[1], y[1])
+
+
+def test_huge_logits_do_not_overflow():
+    x = 100.0 * normal(0, 1, 3, 8)
+    module = Attention(2)
+    params = randomised(module, x)
+    assert np.isfinite(module.apply({"params": params}, x)).all()
+
+
+def test_a_zero_output_makes_a_new_layer_silent():
+    x = normal(0, 2, 3, 8)
+    y, _ = jax.jit(Attention(2, out_init=zeros).init_with_output)(jax.random.key(0), x)
+    np.testing.assert_array_equal(y, jnp.zeros_like(x))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="width 8 is not divisible by 3 heads"):
+        Attention(3).init(jax.random.key(0), normal(0, 2, 3, 8))

@@ -1,0 +1,82 @@
+"""Runs the program with the tiny configuration: in this process, or in one of its own that can be killed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+
+ROOT = Path(__file__).parent.parent
+TINY = ROOT / "tests" / "configs" / "tiny.py"
+
+# Runs diffjax.main, but first arranges for a signal: argv is WHERE COUNT DELAY SIGNAL and then the program's.
+# WHERE is a function "module:Class.name" or "module:name"; the signal comes DELAY seconds after its COUNT-th call.
+DRIVER = """
+import importlib, os, runpy, sys, threading
+where, count, delay, number = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+sys.argv = ["diffjax", *sys.argv[5:]]
+module, _, name = where.partition(":")
+owner = importlib.import_module(module)
+*path, name = name.split(".")
+for part in path:
+    owner = getattr(owner, part)
+function, calls = getattr(owner, name), []
+def wrapped(*args, **kwargs):
+    result = function(*args, **kwargs)
+    calls.append(1)
+    if len(calls) == count:
+        if delay:
+            threading.Timer(delay, os.kill, (os.getpid(), number)).start()
+        else:
+            os.kill(os.getpid(), number)
+    return result
+setattr(owner, name, wrapped)
+runpy.run_module("diffjax.main", run_name="__main__")
+"""
+
+
+def arguments(workdir, cache_dir, *extra):
+    return [f"--config={TINY}", f"--workdir={workdir}", f"--config.cache_dir={cache_dir}", *extra]
+
+
+def environment():
+    """One device, as a person's computer has."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"PYTHONPATH": str(ROOT)}
+
+
+def start(workdir, cache_dir, *extra, signal=None):
+    """Run the program in a process of its own; `signal` is (where, count, delay, number), see DRIVER."""
+    command = [sys.executable, "-m", "diffjax.main"]
+    if signal is not None:
+        command = [sys.executable, "-c", DRIVER, *(str(value) for value in signal)]
+    return subprocess.run(
+        [*command, *arguments(workdir, cache_dir, *extra)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def call(monkeypatch, *argv):
+    """Run the program in this process; returns its exit status."""
+    from diffjax import main
+
+    # The flags of a configuration's keys are defined anew by each parse.
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):
+            delattr(flags.FLAGS, name)
+    sys.modules.pop("config_config", None)  # the configuration file that was loaded before
+    flags.FLAGS.unparse_flags()
+    for name in ("config", "workdir", "mode"):
+        flags.FLAGS[name].unparse()
+    argv = ["diffjax", *(str(argument) for argument in argv)]
+    monkeypatch.setattr(sys, "argv", argv)
+    try:
+        return main.main(main.parse(argv))
+    except SystemExit as stop:
+        return stop.code

@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
+from diffjax.training import ema
+from diffjax.training.optimizer import adamw
+from diffjax.training.state import count_params, create_state, init_sharded
+from diffjax.training.step import compile_train_step, make_train_step
+
+RATE = optax.linear_schedule(0.1, 0.05, 100)
+OPTIMIZER = adamw(RATE)
+TARGET = jnp.asarray([1.0, -2.0, 0.5])
+
+
+def init(key):
+    return {"w": jax.random.normal(key, (3,)), "b": jnp.zeros(())}
+
+
+def loss_fn(params, batch, key):
+    """Linear regression with noise on the target, so that randomness shows in the gradient."""
+    noise = jax.random.normal(key, batch["x"].shape[:1])
+    return (batch["x"] @ (params["w"] - TARGET) + params["b"] + 0.01 * noise) ** 2
+
+
+STEP = jax.jit(make_train_step(loss_fn, OPTIMIZER, ema_decay=0.9, learning_rate=RATE))
+
+
+def state(seed=0):
+    return create_state(init(jax.random.key(seed)), OPTIMIZER)
+
+
+def batch(seed=0):
+    return {"x": jax.random.normal(jax.random.key(100 + seed), (8, 3))}
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(leaves(one), leaves(other), strict=True))
+
+
+def test_the_step_number_counts_updates():
+    new, _ = STEP(state(), batch(), jax.random.key(0))
+    newer, _ = STEP(new, batch(), jax.random.key(0))
+    assert (int(new.step), int(newer.step)) == (1, 2)
+    assert new.step.dtype == jnp.int32
+
+
+def test_randomness_comes_from_the_key_and_the_step_only():
+    first, _ = STEP(state(), batch(), jax.random.key(0))
+    again, _ = STEP(state(), batch(), jax.random.key(0))
+    other_key, _ = STEP(state(), batch(), jax.random.key(1))
+    other_step, _ = STEP(state()._replace(step=jnp.asarray(1)), batch(), jax.random.key(0))
+    assert same(first, again)
+    assert not same(first.opt_state, other_key.opt_state)
+    assert not same(first.opt_state, other_step.opt_state)
+
+
+def test_metrics_are_of_the_parameters_before_the_update():
+    start = state()._replace(step=jnp.asarray(50))
+    key = jax.random.fold_in(jax.random.key(0), 50)
+    _, metrics = STEP(start, batch(), jax.random.key(0))
+    loss, grads = jax.value_and_grad(lambda params: loss_fn(params, batch(), key).mean())(start.params)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert float(metrics["learning_rate"]) == pytest.approx(0.075)
+
+
+def test_the_average_follows_the_new_parameters():
+    start = state()._replace(step=jnp.asarray(5), ema_params=jax.tree.map(jnp.zeros_like, state().params))
+    new, _ = STEP(start, batch(), jax.random.key(0))
+    decay = 6 / 15
+    np.testing.assert_allclose(new.ema_params["w"], (1 - decay) * np.asarray(new.params["w"]), rtol=1e-5)
+    assert float(ema.decay_at(jnp.asarray(5), 0.9)) == pytest.approx(decay)
+
+
+def test_the_loss_goes_down():
+    current, losses = state(), []
+    for i in range(120):
+        current, metrics = STEP(current, batch(i), jax.random.key(0))
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 1e-2 < losses[0]
+    np.testing.assert_allclose(current.params["w"], TARGET, atol=0.1)
+
+
+def test_the_state_is_donated_and_the_batch_is_not():
+    mesh = make_mesh()
+    places = {"w": replicated(mesh), "b": replicated(mesh)}
+    start = init_sharded(init, OPTIMIZER, jax.random.key(0), mesh, places)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, start)
+    step = make_train_step(loss_fn, OPTIMIZER, ema_decay=0.9, learning_rate=RATE)
+    update = compile_train_step(step, shardings, batch_sharding(mesh), replicated(mesh))
+    placed = put_batch({"x": np.asarray(batch()["x"])}, mesh)
+    new, _ = update(start, placed, jax.device_put(jax.random.key(0), replicated(mesh)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
+    assert not placed["x"].is_deleted()
+    expected, _ = STEP(state(), batch(), jax.random.key(0))
+    for one, other in zip(leaves(new), leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_a_new_state_starts_its_average_at_the_parameters_in_buffers_of_its_own():
+    new = state()
+    assert same(new.params, new.ema_params)
+    assert int(new.step) == 0
+    assert count_params(new.params) == 4
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((new.params, new.ema_params))]
+    assert len(set(buffers)) == len(buffers)
