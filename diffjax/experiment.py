@@ -31,7 +31,7 @@ from diffjax.training.optimizer import adamw, learning_rate_schedule
 
 MODELS = {"dit": DiT, "unet": UNet}
 SCHEDULES = {"cosine": schedules.cosine, "linear_flow": schedules.linear_flow}
-SOURCES: dict[str, Callable[..., Source]] = {"emoji": load_emoji}
+SOURCES: dict[str, Callable[..., Any]] = {"emoji": load_emoji}
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"minilm": load_minilm}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -145,7 +145,7 @@ def _example_inputs(config: ConfigDict, text_embed: int) -> tuple[jax.Array, jax
 def check_stage(config: ConfigDict) -> None:
     """Refuse a stage whose numbers do not fit together, before anything is compiled."""
     resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
-    positive = ("resolution", "steps", "batch_size", "log_every", "text.length")
+    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "log_every", "text.length")
     positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
     for key in positive:
         value: Any = config

@@ -1,9 +1,11 @@
 """The program: `python -m diffjax.main --config=FILE --workdir=DIR [--mode=MODE] [--config.key=value …]`."""
 
+import errno
 import itertools
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +92,7 @@ def parse(argv: list[str]) -> list[str]:
     """Parse the flags; a mistake is answered in one or two lines."""
     path = _config_path(argv)
     if path is not None and not Path(path).is_file():  # the flag itself would complain much later
-        raise SystemExit(
-            _fail(f"--config={path}: there is no such file; try --config=configs/quickstart.py.")
-        )
+        raise SystemExit(_fail(f"--config={path}: no such file; try --config=configs/quickstart.py."))
     try:
         return flags.FLAGS(argv, known_only=False)
     except flags.Error as error:
@@ -145,14 +145,19 @@ def _quiet() -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = _show_unraisable
+    sys.unraisablehook = lambda args: None if _is_echo(args.exc_value) else sys.__unraisablehook__(args)
+    threading.excepthook = lambda args: None if _is_echo(args.exc_value) else threading.__excepthook__(args)
 
 
-def _show_unraisable(unraisable: Any) -> None:
-    # After a checkpoint that could not be read or written, Orbax abandons coroutines that wait for TensorStore.
-    left_over = ("Event loop is closed", "Encountered error while reading array index")
-    if not str(unraisable.exc_value).startswith(left_over):
-        sys.__unraisablehook__(unraisable)
+def _is_echo(error: BaseException | None) -> bool:
+    """Whether an exception outside the main thread only repeats what the program has reported itself.
+
+    After a checkpoint that cannot be read or written, Orbax abandons coroutines that wait for TensorStore; on
+    a full disk TensorBoard's thread fails as well.
+    """
+    left_over = ("Event loop is closed", "Encountered error while reading array index", "handle is closed")
+    full_disk = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    return full_disk or str(error).startswith(left_over)
 
 
 def _fail(message: str) -> int:

@@ -1,6 +1,6 @@
-"""Eight virtual devices and one folder of compiled programs for all tests; fixtures that several folders share.
+"""Eight virtual devices, one folder of compiled programs, and fixtures that several folders share.
 
-That this file is here also makes the folder importable, so that tests can `import oracle` and `import program`.
+That this file is here also makes the folder importable: tests can `import oracle` and `import program`.
 """
 
 import atexit

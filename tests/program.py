@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "configs" / "tiny.py"
 
 # Runs diffjax.main, but first arranges for a signal: argv is WHERE COUNT DELAY SIGNAL and then the program's.
-# WHERE is a function "module:Class.name" or "module:name"; the signal comes DELAY seconds after its COUNT-th call.
+# WHERE is a function, "module:Class.name" or "module:name"; the signal comes DELAY seconds after its COUNT-th
+# call.
 DRIVER = """
 import importlib, os, runpy, sys, threading
 where, count, delay, number = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])

@@ -55,7 +55,7 @@ def test_networks_step_and_mathematics_import_nothing_heavy():
     ]
     found = imported(f"import {', '.join(modules)}")
     assert {"jax", "flax", "optax"} <= found
-    assert not found & {"PIL", "rich", *HEAVY}
+    assert not found & {"PIL", *HEAVY}
 
 
 def test_the_mathematics_of_diffusion_knows_only_jax():

@@ -1,4 +1,4 @@
-"""Mistakes and faults, as a person at the keyboard meets them: a short answer, exit status 2, no traceback."""
+"""Mistakes and faults, as a person at the keyboard meets them: a short answer, exit status 2, no trace."""
 
 import importlib.util
 import os
@@ -13,7 +13,6 @@ from diffjax.training.checkpoint import FOLDER
 from diffjax.workdir import hold
 
 BASE = "--config.stages.base.train"
-SUPER = "--config.stages.super_resolution.train"
 
 
 @pytest.fixture

@@ -173,9 +173,11 @@ def test_the_loss_is_that_of_the_given_images():
 
 
 def test_crops_are_trained_at_their_own_size():
-    loss, spy, _ = spied(size=8)  # the stage's factor is 4 whatever the size
+    loss, spy, data = spied(size=8, max_aug_level=0.0)
     assert loss.shape == (8,)
     assert spy.x.shape == spy.cond.low_res.shape == (8, 8, 8, 3)
+    # The factor is the stage's, 4, whatever the size; at level 0 there is almost no noise.
+    np.testing.assert_allclose(spy.cond.low_res, clean_low_res(data), atol=4e-3)
 
 
 def test_the_dropout_key_is_given_in_training_only():
@@ -263,12 +265,22 @@ def test_both_passes_of_guidance_see_the_same_low_resolution_image():
     np.testing.assert_allclose(guided, plain, atol=1e-5)
 
 
-def test_images_are_thresholded_and_clipped():
-    show = lambda cond: jnp.full((4, 16, 16, 3), 3.0)  # noqa: E731
-    for threshold in (thresholding.none(), thresholding.static(), thresholding.dynamic()):
-        images = shown(show, settings_of(threshold=threshold), low_res=jnp.zeros((4, 4, 4, 3)))
-        np.testing.assert_allclose(images, 1.0, atol=1e-6)
-        assert images.dtype == jnp.float32
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (thresholding.none(), [1.0, 0.6, -1.0]),
+        (thresholding.dynamic(), [1.0, 0.2, -1.0]),
+        (thresholding.dynamic(max_value=1.5), [1.0, 0.4, -1.0]),
+    ],
+)
+def test_images_are_thresholded_and_clipped(threshold, expected):
+    images = shown(
+        lambda cond: jnp.array([3.0, 0.6, -3.0]),
+        settings_of(threshold=threshold),
+        low_res=jnp.zeros((4, 4, 4, 3)),
+    )
+    np.testing.assert_allclose(images, np.broadcast_to(expected, images.shape), atol=1e-5)
+    assert images.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("solver", [ddim(), ddpm()])

@@ -10,8 +10,8 @@ from diffjax.training.checkpoint import FOLDER
 
 STAGES = ("base", "super_resolution")
 
-# Where a run is killed, one after the other, each time the same command goes on: `program.DRIVER` says how to read
-# it. The saves are of steps 2, 4 and 6 of each stage, and are written in the background.
+# Where a run is killed, one after the other, and each time the same command goes on; see
+# `program.DRIVER`. The saves are of steps 2, 4 and 6 of each stage, and are written in the background.
 KILLS = [
     ("diffjax.training.metrics:MetricsBuffer.add", 1, 0.0),  # in the first stage, before the first checkpoint
     ("diffjax.training.checkpoint:Checkpoints.save", 1, 0.01),  # while the first checkpoint is being written

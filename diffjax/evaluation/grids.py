@@ -1,5 +1,6 @@
 """Pictures for people: grids, sheets with captions, and PNG files that say how they were made."""
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,8 @@ def write_png(path: Path, image: np.ndarray, metadata: Mapping[str, str] | None 
         Image.fromarray(image).save(temporary, format="PNG", pnginfo=info)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may not be there, or its folder may not
+            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}.") from error
 
 

@@ -74,7 +74,8 @@ def param(
     module: nn.Module, name: str, init: Initializer, shape: Sequence[int], axes: Sequence[str]
 ) -> jax.Array:
     """A bare parameter of `module`, float32, with logical axis names."""
-    return module.param(name, nn.with_logical_partitioning(init, tuple(axes)), tuple(shape), jnp.float32)
+    boxed_init = nn.with_logical_partitioning(init, tuple(axes))
+    return module.param(name, boxed_init, tuple(shape), jnp.float32)  # type: ignore[return-value]
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -106,8 +106,15 @@ class Checkpoints:
             raise self._unsaved(error) from error
 
     def close(self) -> None:
-        """Wait, and let go of Orbax's threads."""
-        self._manager.close()
+        """Wait, and let go of Orbax's threads.
+
+        Raises:
+          UserError: the last checkpoint could not be written.
+        """
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._unsaved(error) from error
 
     def _restore(self, **items: Any) -> Any:
         step = self.latest_step()

@@ -45,13 +45,15 @@ class MetricsWriter:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Show an image, uint8 `[height, width, 3]`, on TensorBoard."""
         self._board.add_image(name, image, step, dataformats="HWC")
-        self._board.flush()
+        with contextlib.suppress(OSError):  # the picture is a file too, whose writer reports a full disk
+            self._board.flush()
 
     def close(self) -> None:
         """Flush and close the files."""
         with contextlib.suppress(OSError):  # a full disk, which was reported where it was met
             self._file.close()
-        self._board.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
     def _drop_after(self, step: int) -> None:
         if not self._path.exists():

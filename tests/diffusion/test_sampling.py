@@ -5,10 +5,10 @@ import pytest
 from oracle import gaussian_denoiser, mixture_denoiser
 
 from diffjax.diffusion.denoiser import make_denoiser
-from diffjax.diffusion.predictions import PREDICTIONS, combine
+from diffjax.diffusion.predictions import PREDICTIONS, Estimate, combine
 from diffjax.diffusion.sampling import sample, uniform_times
 from diffjax.diffusion.schedules import cosine, expand, linear_flow, logsnr
-from diffjax.diffusion.solvers import SOLVERS, ddim, ddpm
+from diffjax.diffusion.solvers import SOLVERS, Solver, ddim, ddpm, normal_like
 
 SCHEDULE = cosine()
 
@@ -40,7 +40,7 @@ def test_an_image_depends_on_its_key_alone(name):
 
 
 def test_each_step_has_noise_of_its_own():
-    """An estimate that forgets x leaves the sum of what the steps added, which equal draws would multiply."""
+    """Equal draws would add up to more than the unit variance of independent ones."""
     steps, count = 20, 4000
     samples = draw(
         keys_of(count),
@@ -50,6 +50,29 @@ def test_each_step_has_noise_of_its_own():
         shape=(1,),
     )
     assert abs(float(samples.std()) - 1.0) < 0.05
+
+
+def test_the_first_step_does_not_repeat_the_noise_of_the_start():
+    still = Solver(lambda x: (), lambda denoise, schedule, x, t, s, keys, carry: (x, carry))
+    noise = Solver(
+        lambda x: (), lambda denoise, schedule, x, t, s, keys, carry: (normal_like(keys, x), carry)
+    )
+    start, first = (
+        np.asarray(draw(keys_of(1), solver=solver, steps=1, shape=(4000,))) for solver in (still, noise)
+    )
+    np.testing.assert_allclose([start.std(), first.std()], 1.0, atol=0.05)
+    assert abs(np.corrcoef(start, first)[0, 1]) < 0.06
+
+
+def test_the_result_is_the_data_not_its_share_of_the_last_level():
+    schedule = cosine(logsnr_max=2.0)  # where noise is still an eighth of the variance
+    samples = draw(
+        keys_of(2),
+        denoise=lambda x, t: Estimate(jnp.full_like(x, 0.7), jnp.zeros_like(x)),
+        schedule=schedule,
+        solver=ddim(),
+    )
+    np.testing.assert_allclose(samples, 0.7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [3, 50])

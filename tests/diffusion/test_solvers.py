@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import jax
@@ -210,7 +211,7 @@ def test_trajectories_agree_with_diffusers(name, solver, threshold, replace_nois
     golden = {k.removeprefix(f"diffusers/{name}/"): v for k, v in GOLDEN.items()}
     schedule, times = on_grid(golden["levels"])
     x = jnp.asarray(golden["start"])
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
 
         def denoise(x, t, output=golden["outputs"][i]):
             wide = expand(schedule(t), x)
@@ -233,7 +234,7 @@ def test_samplers_agree_with_k_diffusion(name, solver, replace_noise):
     schedule, times = on_grid(np.stack([np.ones_like(sigmas), sigmas], axis=1))
     denoise = gaussian_denoiser(schedule, MEAN, STD)
     x = jnp.asarray(golden["start"])
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         replace_noise(jnp.asarray(golden["noise"][i]))
         x, _ = solver.step(denoise, schedule, x, t, s, None, ())
     np.testing.assert_allclose(x, golden[name], rtol=1e-4, atol=2e-5)

@@ -119,7 +119,9 @@ def test_gradients_reach_every_parameter():
         name = jax.tree_util.keystr(path)
         if name.endswith("['key']['bias']"):
             continue  # one constant added to all logits of a query does not change its softmax
-        assert float(jnp.abs(gradient).max()) > 1e-4, name
+        # Every output of a layer counts: each shift, scale and gate is a slice of one kernel's.
+        of_outputs = jnp.abs(gradient).reshape(-1, gradient.shape[-1]).max(axis=0)
+        assert float(of_outputs.min()) > 1e-5, name
 
 
 def test_remat_changes_nothing_but_memory():
