@@ -71,18 +71,15 @@ def stage_config() -> ConfigDict:
 
 
 def sampler_config(**changes: Any) -> ConfigDict:
-    """How to sample one stage."""
-    config = ConfigDict(
-        {
-            "solver": {"name": "ddim"},
-            "num_steps": 50,
-            "guidance_scale": 2.0,
-            "threshold": {"name": "dynamic", "percentile": 0.995},
-            "aug_level": 0.1,
-        }
-    )
-    config.update(changes)
-    return config
+    """How to sample one stage; `changes` replace whole entries."""
+    values = {
+        "solver": {"name": "ddim"},
+        "num_steps": 50,
+        "guidance_scale": 2.0,
+        "threshold": {"name": "dynamic", "percentile": 0.995},
+        "aug_level": 0.1,
+    }
+    return ConfigDict({**values, **changes})
 
 
 def cascade_config() -> ConfigDict:

@@ -57,15 +57,30 @@ def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, key: str,
     """
     values = {name: value for name, value in config.items() if name != "name"}
     function = choose(table, config.name, f"{key}.name")
-    valid = [name for name in inspect.signature(function).parameters if name not in ("parent", *fixed)]
+    valid = [
+        name for name in inspect.signature(function).parameters if name not in ("name", "parent", *fixed)
+    ]
     for name in values:
         if name not in valid:
-            advice = nearest(name, [v for v in valid if v != "name"]) if valid else "it has no settings."
+            advice = nearest(name, valid) if valid else "it has no settings."
             raise UserError(f"{key}.{name} is no setting of {config.name!r}; {advice}")
     try:
         return function(**values, **fixed)
     except (TypeError, ValueError) as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def without_foreign(table: Mapping[str, Callable[..., Any]], config: ConfigDict) -> ConfigDict:
+    """`config` without the settings that belong to other entries of the table than the one it names.
+
+    On the command line a name can be changed, but no setting removed: `threshold.name=static` must not
+    stumble over the percentile of the dynamic one.
+    """
+    own = inspect.signature(table[config.name]).parameters if config.name in table else {}
+    foreign = {name for function in table.values() for name in inspect.signature(function).parameters} - set(
+        own
+    )
+    return ConfigDict({name: value for name, value in config.items() if name not in foreign})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,11 +197,12 @@ def build_sampler(config: ConfigDict, key: str) -> SamplerSettings:
         raise UserError(f"{key}.num_steps={config.num_steps}; expected at least 1.")
     if not 0.0 <= config.aug_level <= 1.0:
         raise UserError(f"{key}.aug_level={config.aug_level}; expected a number from 0 to 1.")
+    thresholds = thresholding.THRESHOLDS
     return SamplerSettings(
-        solver=build(solvers.SOLVERS, config.solver, f"{key}.solver"),
+        solver=build(solvers.SOLVERS, without_foreign(solvers.SOLVERS, config.solver), f"{key}.solver"),
         num_steps=config.num_steps,
         guidance_scale=float(config.guidance_scale),
-        threshold=build(thresholding.THRESHOLDS, config.threshold, f"{key}.threshold"),
+        threshold=build(thresholds, without_foreign(thresholds, config.threshold), f"{key}.threshold"),
         aug_level=float(config.aug_level),
     )
 

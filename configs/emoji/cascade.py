@@ -5,7 +5,7 @@ Command:   python -m diffjax.main --config=configs/emoji/cascade.py --mode=sampl
            python -m diffjax.main --config=configs/emoji/cascade.py --mode=evaluate
 Hardware:  what the stages were trained on, or less.
 Time:      not measured yet.
-Result:    the stages are not trained yet at this size; configs/quickstart.py is the one with measured results.
+Result:    the stages are not trained yet at this size; configs/quickstart.py has measured results.
 
 Evaluation makes a sheet and measures caption retrieval for captions of the training pictures, for concepts
 that were never shown, and for concepts that were shown in the other style only.
@@ -23,7 +23,8 @@ def get_config() -> ConfigDict:
         "runs/emoji/base64", sampler_config(num_steps=100, guidance_scale=3.0, aug_level=0.0)
     )
     config.stages.sr = cascade_stage(
-        "runs/emoji/sr256", sampler_config(num_steps=50, guidance_scale=1.0, aug_level=0.1)
+        "runs/emoji/sr256",
+        sampler_config(num_steps=50, guidance_scale=1.0, threshold={"name": "static"}, aug_level=0.1),
     )
     config.evaluate.splits = ("train", "heldout_concepts", "heldout_pairs")
     config.evaluate.num_prompts = 192
