@@ -1,9 +1,12 @@
 """Both stages of a small cascade on a laptop's CPU: 200 emoji in two styles, 16 px, then 64 px.
 
 Command:   ./launch/quickstart.sh      (or: python -m diffjax.main --config=configs/quickstart.py)
-Hardware:  two CPU cores
-Time:
-Result:
+Hardware:  two CPU cores (AMD EPYC, Zen 4); 1.7 GB of memory
+Time:      12 min 05 s: base 4 min 45 s, super-resolution 6 min 37 s, the rest preparing and sampling
+Result:    caption retrieval among 400 pictures: top1 100 %, top5 100 % (shuffled prompts: 1.0 %, 4.2 %)
+
+What was tried for the base stage, on 19,200 images each (top5, guidance 2): predicting v in batches of 32, 57 %; twice
+the learning rate, 63 %; batches of 16, 70 %; predicting x0 in batches of 16, 89 %.
 """
 
 from ml_collections import ConfigDict
