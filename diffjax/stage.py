@@ -175,7 +175,9 @@ def sample(
       images in [-1, 1], `[batch, resolution, resolution, 3]`, float32.
     """
     noise_keys, aug_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(2))
-    if stage.low_res:
+    if (low_res is None) == bool(stage.low_res):
+        raise ValueError("low_res must be given to a super-resolution stage, and to no other")
+    if low_res is not None:
         upsampled = upsample(low_res, stage.resolution // stage.low_res)
         level = jnp.full((keys.shape[0],), settings.aug_level, jnp.float32)
         cond = with_low_res(cond, stage.schedule, upsampled, level, normal_like(aug_keys, upsampled))

@@ -1,5 +1,6 @@
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -154,6 +155,15 @@ def test_eight_devices_do_what_one_does():
             assert held == ({leaf.size // 2} if "fsdp" in leaf.sharding.spec else {leaf.size})
     divided = [leaf for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec]
     assert len(divided) > 10
+
+
+@pytest.mark.slow
+def test_eight_devices_do_what_one_does_with_convolutions():
+    network = NETWORKS["efficient_unet"]
+    expected, expected_losses = train(network, mesh_of(1, 1), steps=2)
+    state, losses = train(network, mesh_of(8, 2), steps=2)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=1e-5)
 
 
 def constraints(text):
