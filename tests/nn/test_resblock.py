@@ -65,13 +65,14 @@ def test_res_block_matches_its_formula(features):
         )
         return h + kernel["bias"]
 
-    def norm(name, h):
-        return run(group_norm(h.shape[-1]), p[name], h)
+    def norm(params, h):
+        return run(group_norm(h.shape[-1]), params, h)
 
-    h = convolve(p["conv_in"], jax.nn.silu(norm("norm_in", x)))
-    modulation = jax.nn.silu(vector) @ p["modulation"]["kernel"] + p["modulation"]["bias"]
+    h = convolve(p["conv_in"], jax.nn.silu(norm(p["norm_in"], x)))
+    dense = p["norm_out"]["modulation"]
+    modulation = jax.nn.silu(vector) @ dense["kernel"] + dense["bias"]
     scale, shift = modulation[:, :features], modulation[:, features:]
-    h = norm("norm_out", h) * (1 + scale[:, None, None]) + shift[:, None, None]
+    h = norm(p["norm_out"]["norm"], h) * (1 + scale[:, None, None]) + shift[:, None, None]
     h = convolve(p["conv_out"], jax.nn.silu(h))
     skip = x if features == 8 else convolve(p["skip"], x)
     assert ("skip" in p) == (features != 8)
