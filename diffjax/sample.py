@@ -40,10 +40,11 @@ def sample(config: ConfigDict, workdir: Path) -> None:
         keys = image_keys(config.seed, repeated, numbers)
         images = generate(cascade, cond, keys, batch_size=config.batch_size)[-1]
         folder = workdir / "samples"
+        columns = config.num_per_prompt if config.num_per_prompt > 1 else None  # a row for each prompt
         for i, image in enumerate(images):
             name = f"{i // config.num_per_prompt:04d}-{_slug(repeated[i])}-{numbers[i]}.png"
             write_png(folder / name, image, describe(cascade, config, repeated[i], numbers[i]))
-        write_png(workdir / "grid.png", square_grid(list(images)), {"prompts": "\n".join(prompts)})
+        write_png(workdir / "grid.png", square_grid(list(images), columns), {"prompts": "\n".join(prompts)})
     print(f"{len(images)} images are in {folder}, and together in {workdir / 'grid.png'}.", flush=True)
 
 

