@@ -79,8 +79,8 @@ def _stage(*, resolution: int, steps: int) -> ConfigDict:
     stage.data.num_concepts = 200
     stage.text.length = 24
     # Narrow networks predict the clean image better than v, for which all of the noise must pass through.
-    stage.diffusion.prediction = "x0"
-    stage.diffusion.target = "x0"
+    stage.diffusion.prediction.name = "x0"
+    stage.diffusion.target.name = "x0"
     stage.optimizer.learning_rate = 1e-3
     stage.optimizer.warmup_steps = 100
     stage.ema_decay = 0.995

@@ -44,8 +44,8 @@ def stage_config() -> ConfigDict:
     config.diffusion = ConfigDict(
         {
             "schedule": {"name": "cosine"},
-            "prediction": "v",
-            "target": "v",  # where the error is measured
+            "prediction": {"name": "v"},
+            "target": {"name": "v"},  # where the error is measured
             "weighting": {"name": "unit"},
             "times": {"name": "stratified"},
         }

@@ -114,8 +114,8 @@ def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
     stage = Stage(
         net=_bind(model),
         schedule=build(SCHEDULES, diffusion.schedule, "diffusion.schedule"),
-        prediction=choose(predictions.PREDICTIONS, diffusion.prediction, "diffusion.prediction"),
-        target=choose(predictions.PREDICTIONS, diffusion.target, "diffusion.target"),
+        prediction=build(predictions.PREDICTIONS, diffusion.prediction, "diffusion.prediction"),
+        target=build(predictions.PREDICTIONS, diffusion.target, "diffusion.target"),
         weighting=build(weightings.WEIGHTINGS, diffusion.weighting, "diffusion.weighting"),
         times=build(timesteps.TIMESTEPS, diffusion.times, "diffusion.times"),
         resolution=config.resolution,

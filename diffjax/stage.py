@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax.diffusion import guidance, sampling, thresholding
+from diffjax.diffusion import grids, guidance, noise, sampling, thresholding
 from diffjax.diffusion.denoiser import Denoiser, make_denoiser
 from diffjax.diffusion.losses import denoising_loss
 from diffjax.diffusion.predictions import Prediction
 from diffjax.diffusion.schedules import Schedule, corrupt, logsnr
-from diffjax.diffusion.solvers import Solver, normal_like
+from diffjax.diffusion.solvers import Solver
 from diffjax.diffusion.timesteps import TimeSampler
 from diffjax.diffusion.weightings import Weighting
 from diffjax.nn.conditioning import Cond, drop_text, null_text
@@ -180,7 +180,7 @@ def sample(
     if low_res is not None:
         upsampled = upsample(low_res, stage.resolution // stage.low_res)
         level = jnp.full((keys.shape[0],), settings.aug_level, jnp.float32)
-        cond = with_low_res(cond, stage.schedule, upsampled, level, normal_like(aug_keys, upsampled))
+        cond = with_low_res(cond, stage.schedule, upsampled, level, noise.normal_like(aug_keys, upsampled))
 
     def denoiser_of(cond: Cond) -> Denoiser:
         def net(x: jax.Array, level: jax.Array) -> jax.Array:
@@ -196,6 +196,6 @@ def sample(
         settings.solver,
         keys=noise_keys,
         shape=(stage.resolution, stage.resolution, 3),
-        times=sampling.uniform_times(settings.num_steps),
+        times=grids.uniform()(stage.schedule, settings.num_steps),
     )
     return jnp.clip(images, -1.0, 1.0)

@@ -35,7 +35,7 @@ def classifier_free(
     def denoise(x: jax.Array, t: jax.Array) -> Estimate:
         doubled = denoise_both(jnp.concatenate([x, x]), jnp.concatenate([t, t]))
         # x0 and eps are linear in the network's output, so guiding them is guiding the output.
-        return Estimate(*(_extrapolate(e, guidance_scale) for e in doubled))
+        return jax.tree.map(lambda e: _extrapolate(e, guidance_scale), doubled)
 
     return denoise
 

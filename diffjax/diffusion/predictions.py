@@ -21,10 +21,18 @@ class Row(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A consistent pair of estimates of the data and of the noise in `x_t`."""
+    """A consistent pair of estimates of the data and of the noise in `x_t`.
+
+    Attributes:
+      x0: the data.
+      eps: the noise.
+      fraction: where the variance was learned, its place between the smallest (0) and the largest (1) that a
+        reverse step can have, of the shape of x0; see `diffjax.diffusion.learned_variance`.
+    """
 
     x0: jax.Array
     eps: jax.Array
+    fraction: jax.Array | None = None
 
 
 Prediction = Callable[[Coeffs], Row]
@@ -55,7 +63,42 @@ def score(coeffs: Coeffs) -> Row:
     return Row(jnp.zeros_like(coeffs.alpha), -1.0 / coeffs.sigma)
 
 
-PREDICTIONS: dict[str, Prediction] = {"x0": x0, "eps": eps, "v": v, "velocity": velocity, "score": score}
+def edm(*, sigma_data: float = 0.5) -> Prediction:
+    """EDM's F (Karras et al., 2022), `x0 = c_skip x + c_out F`, for any schedule.
+
+    With `n^2 = sigma^2 + alpha^2 sigma_data^2` the paper's table reads `F = (sigma x0 / sigma_data - alpha
+    sigma_data eps) / n`: x0 where there is only noise, the negative noise where there is only data. Where
+    the schedule preserves variance and sigma_data is 1, F is -v.
+
+    Args:
+      sigma_data: the standard deviation of the data.
+    """
+    if not sigma_data > 0.0:
+        raise ValueError(f"sigma_data is {sigma_data}; expected more than 0")
+
+    def row(coeffs: Coeffs) -> Row:
+        size = jnp.hypot(coeffs.sigma, coeffs.alpha * sigma_data)
+        return Row(coeffs.sigma / (sigma_data * size), -coeffs.alpha * sigma_data / size)
+
+    return row
+
+
+PREDICTIONS: dict[str, Callable[..., Prediction]] = {
+    "x0": lambda: x0,
+    "eps": lambda: eps,
+    "v": lambda: v,
+    "velocity": lambda: velocity,
+    "score": lambda: score,
+    "edm": edm,
+}
+
+
+def determinant(row: Row, coeffs: Coeffs) -> jax.Array:
+    """`alpha b - sigma a`; where it is zero, the prediction says nothing that `x_t` does not say already.
+
+    For the same `x_t`, errors of two predictions are to each other as their determinants.
+    """
+    return coeffs.alpha * row.b - coeffs.sigma * row.a
 
 
 def solve(row: Row, coeffs: Coeffs, x: jax.Array, prediction: jax.Array) -> Estimate:
@@ -67,10 +110,10 @@ def solve(row: Row, coeffs: Coeffs, x: jax.Array, prediction: jax.Array) -> Esti
       x: `x_t`.
       prediction: the network's output, of the shape of `x`.
     """
-    determinant = coeffs.alpha * row.b - coeffs.sigma * row.a
+    size = determinant(row, coeffs)
     return Estimate(
-        x0=(row.b * x - coeffs.sigma * prediction) / determinant,
-        eps=(coeffs.alpha * prediction - row.a * x) / determinant,
+        x0=(row.b * x - coeffs.sigma * prediction) / size,
+        eps=(coeffs.alpha * prediction - row.a * x) / size,
     )
 
 

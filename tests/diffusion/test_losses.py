@@ -11,6 +11,7 @@ from diffjax.diffusion import predictions, weightings
 from diffjax.diffusion.losses import denoising_loss
 from diffjax.diffusion.predictions import PREDICTIONS, Estimate, Row, combine
 from diffjax.diffusion.schedules import Coeffs, cosine, expand, linear_flow, logsnr
+from diffjax.diffusion.weightings import Weighting
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
 SCHEDULES = {"cosine": cosine(), "flow": linear_flow()}
@@ -31,7 +32,7 @@ def test_a_perfect_network_has_no_loss(schedule, prediction, target):
     t = jnp.asarray(TIMES[2:4], jnp.float32)
     x0, eps = x0[2:4], eps[2:4]
     coeffs = schedule(t)
-    row = PREDICTIONS[prediction](expand(coeffs, x0))
+    row = PREDICTIONS[prediction]()(expand(coeffs, x0))
     seen = []
 
     def net(x, level):
@@ -41,8 +42,8 @@ def test_a_perfect_network_has_no_loss(schedule, prediction, target):
     loss = denoising_loss(
         net,
         schedule,
-        prediction=PREDICTIONS[prediction],
-        target=PREDICTIONS[target],
+        prediction=PREDICTIONS[prediction](),
+        target=PREDICTIONS[target](),
         weighting=UNIT,
         x0=x0,
         eps=eps,
@@ -64,8 +65,8 @@ def test_loss_and_gradient_are_finite_at_the_ends(schedule):
         return denoising_loss(
             lambda x, level: scale * x,
             schedule,
-            prediction=PREDICTIONS[prediction],
-            target=PREDICTIONS[target],
+            prediction=PREDICTIONS[prediction](),
+            target=PREDICTIONS[target](),
             weighting=UNIT,
             x0=x0,
             eps=eps,
@@ -94,9 +95,9 @@ def test_loss_by_hand(prediction, target, expected):
     loss = denoising_loss(
         lambda x, level: jnp.ones_like(x, jnp.bfloat16),
         linear_flow(sigma_min=0.0),
-        prediction=PREDICTIONS[prediction],
-        target=PREDICTIONS[target],
-        weighting=lambda coeffs: 3.0 * coeffs.alpha,
+        prediction=PREDICTIONS[prediction](),
+        target=PREDICTIONS[target](),
+        weighting=Weighting(lambda coeffs: 3.0 * coeffs.alpha),
         x0=jnp.full((1, 2, 2), 2.0),
         eps=jnp.full((1, 2, 2), -1.0),
         t=jnp.array([0.25]),
@@ -113,8 +114,8 @@ def losses(schedule, target, weighting, prediction="x0"):
         value = denoising_loss(
             lambda x, level: jnp.tanh(x).astype(jnp.float32),
             schedule,
-            prediction=PREDICTIONS[prediction],
-            target=PREDICTIONS[target],
+            prediction=PREDICTIONS[prediction](),
+            target=PREDICTIONS[target](),
             weighting=weighting,
             x0=x0,
             eps=eps,
@@ -147,7 +148,7 @@ def test_sigmoid_in_v_is_the_papers_weight_in_eps(bias):
 
 @pytest.mark.parametrize("name", weightings.WEIGHTINGS)
 def test_weights_are_finite_and_positive_everywhere(name):
-    weights = weightings.WEIGHTINGS[name]()(cosine()(jnp.linspace(0.0, 1.0, 101)))
+    weights = weightings.WEIGHTINGS[name]().weight(cosine()(jnp.linspace(0.0, 1.0, 101)))
     assert weights.shape == (101,)
     assert np.isfinite(weights).all()
     assert (weights > 0.0).all()
@@ -172,7 +173,7 @@ def test_the_posterior_mean_is_the_minimum(schedule, target):
                 net,
                 schedule,
                 prediction=predictions.x0,
-                target=PREDICTIONS[target],
+                target=PREDICTIONS[target](),
                 weighting=UNIT,
                 x0=x0,
                 eps=eps,
@@ -184,7 +185,7 @@ def test_the_posterior_mean_is_the_minimum(schedule, target):
         assert (np.linalg.eigvalsh(jax.hessian(expected)(jnp.zeros(2))) > 0.0).all()
     posterior_variance = c.sigma**2 * std**2 / (c.alpha**2 * std**2 + c.sigma**2)
     # An error of x0 by 1 is one of eps by -alpha / sigma.
-    row = PREDICTIONS[target](Coeffs(*map(jnp.float32, c)))
+    row = PREDICTIONS[target]()(Coeffs(*map(jnp.float32, c)))
     scale = float(row.a) - float(row.b) * c.alpha / c.sigma
     np.testing.assert_allclose(best, posterior_variance * scale**2, rtol=1e-4)
     np.testing.assert_allclose(slope, 0.0, atol=1e-5)  # the network's output is rounded to float32
@@ -217,5 +218,5 @@ def test_loss_agrees_with_k_diffusion():
 
     np.testing.assert_allclose(loss(edm, UNIT), golden["loss"], rtol=1e-5)
     # The paper's own form: the error of x0, weighted by (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.
-    in_x0 = loss(predictions.x0, lambda c: (c.sigma**2 + 0.25) / (0.5 * c.sigma) ** 2)
+    in_x0 = loss(predictions.x0, Weighting(lambda c: (c.sigma**2 + 0.25) / (0.5 * c.sigma) ** 2))
     np.testing.assert_allclose(in_x0, golden["loss"], rtol=1e-3)

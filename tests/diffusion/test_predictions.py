@@ -27,12 +27,12 @@ def test_every_prediction_gives_every_other(schedule, given, pair):
         truth = Estimate(*map(jnp.asarray, pair))
         coeffs = expand(schedule(jnp.asarray(TIMES)), truth.x0)
         x = coeffs.alpha * truth.x0 + coeffs.sigma * truth.eps
-        row = PREDICTIONS[given](coeffs)
+        row = PREDICTIONS[given]()(coeffs)
         found = solve(row, coeffs, x, combine(row, truth))
         np.testing.assert_allclose(found.x0, truth.x0, atol=1e-8)
         np.testing.assert_allclose(found.eps, truth.eps, atol=1e-8)
         for wanted, prediction in PREDICTIONS.items():
-            other = prediction(coeffs)
+            other = prediction()(coeffs)
             np.testing.assert_allclose(
                 combine(other, found), combine(other, truth), rtol=1e-6, atol=1e-6, err_msg=wanted
             )
@@ -43,7 +43,7 @@ def test_every_prediction_gives_every_other(schedule, given, pair):
 def test_the_solution_explains_the_noisy_image_also_in_single_precision(schedule, name, pair):
     x, output = (jnp.asarray(part, jnp.float32) for part in pair)
     coeffs = expand(schedule(jnp.asarray(TIMES)), x)
-    row = PREDICTIONS[name](coeffs)
+    row = PREDICTIONS[name]()(coeffs)
     found = solve(row, coeffs, x, output)
     scale = jnp.abs(coeffs.alpha * found.x0).max(axis=(1, 2)) + 1.0
     misfit = jnp.abs(coeffs.alpha * found.x0 + coeffs.sigma * found.eps - x).max(axis=(1, 2))
@@ -70,7 +70,7 @@ def test_velocity_is_the_time_derivative_of_the_path(schedule, pair):
     with jax.enable_x64(True):
         truth, t = Estimate(*map(jnp.asarray, pair)), jnp.asarray(TIMES)
         _, speed = jax.jvp(lambda t: corrupt(schedule, *truth, t), (t,), (jnp.ones_like(t),))
-        row = PREDICTIONS["velocity"](expand(schedule(t), truth.x0))
+        row = PREDICTIONS["velocity"]()(expand(schedule(t), truth.x0))
         np.testing.assert_allclose(combine(row, truth), speed, rtol=1e-9, atol=1e-12)
 
 
@@ -94,7 +94,7 @@ def test_velocities_agree_with_flow_matching(name, schedule):
     coeffs = expand(schedule(jnp.asarray(1.0 - golden["t"])), data)  # time runs the other way there
     x = coeffs.alpha * data + coeffs.sigma * noise
     np.testing.assert_allclose(x, golden[f"{name}/x"], atol=2e-6)
-    row = PREDICTIONS["velocity"](coeffs)
+    row = PREDICTIONS["velocity"]()(coeffs)
     theirs = golden[f"{name}/velocity"]
     np.testing.assert_allclose(combine(row, Estimate(data, noise)), -theirs, atol=1e-5)
     found = solve(row, coeffs, x, -theirs)
@@ -107,7 +107,7 @@ def test_conversions_agree_with_imagen_pytorch(name):
     golden = {k.removeprefix("imagen/cosine/"): v for k, v in GOLDEN.items()}
     zeros = np.zeros_like(golden["alpha"])
     coeffs = expand(Coeffs(golden["alpha"], golden["sigma"], zeros, zeros), golden["x"])
-    found = solve(PREDICTIONS[name](coeffs), coeffs, golden["x"], golden["output"])
+    found = solve(PREDICTIONS[name]()(coeffs), coeffs, golden["x"], golden["output"])
     np.testing.assert_allclose(found.x0, golden[f"x0_from_{name}"], rtol=1e-5, atol=1e-5)
 
 

@@ -5,10 +5,14 @@ import pytest
 from oracle import gaussian_denoiser, mixture_denoiser
 
 from diffjax.diffusion.denoiser import make_denoiser
+from diffjax.diffusion.grids import uniform
+from diffjax.diffusion.noise import normal_like
 from diffjax.diffusion.predictions import PREDICTIONS, Estimate, combine
-from diffjax.diffusion.sampling import sample, uniform_times
+from diffjax.diffusion.sampling import sample
 from diffjax.diffusion.schedules import cosine, expand, linear_flow, logsnr
-from diffjax.diffusion.solvers import SOLVERS, Solver, ddim, ddpm, normal_like
+from diffjax.diffusion.solvers import SOLVERS, Solver
+from diffjax.diffusion.solvers.ancestral import ddim, ddpm
+from diffjax.diffusion.solvers.base import no_memory
 
 SCHEDULE = cosine()
 
@@ -17,7 +21,9 @@ def draw(keys, *, denoise=None, schedule=SCHEDULE, solver=None, steps=5, shape=(
     denoise = denoise or gaussian_denoiser(schedule, 0.3, 0.5)
     solver = solver or ddpm()
     return jax.jit(
-        lambda keys: sample(denoise, schedule, solver, keys=keys, shape=shape, times=uniform_times(steps))
+        lambda keys: sample(
+            denoise, schedule, solver, keys=keys, shape=shape, times=uniform()(SCHEDULE, steps)
+        )
     )(keys)
 
 
@@ -53,9 +59,9 @@ def test_each_step_has_noise_of_its_own():
 
 
 def test_the_first_step_does_not_repeat_the_noise_of_the_start():
-    still = Solver(lambda x: (), lambda denoise, schedule, x, t, s, keys, carry: (x, carry))
+    still = Solver(no_memory, lambda denoise, schedule, x, t, s, keys, carry: (x, carry), 1)
     noise = Solver(
-        lambda x: (), lambda denoise, schedule, x, t, s, keys, carry: (normal_like(keys, x), carry)
+        no_memory, lambda denoise, schedule, x, t, s, keys, carry: (normal_like(keys, x), carry), None
     )
     start, first = (
         np.asarray(draw(keys_of(1), solver=solver, steps=1, shape=(4000,))) for solver in (still, noise)
@@ -80,7 +86,7 @@ def test_the_trajectory_is_one_loop_of_constant_memory(steps):
     denoise = gaussian_denoiser(SCHEDULE, 0.0, 1.0)
 
     def run(keys):
-        return sample(denoise, SCHEDULE, ddpm(), keys=keys, shape=(8, 8, 3), times=uniform_times(steps))
+        return sample(denoise, SCHEDULE, ddpm(), keys=keys, shape=(8, 8, 3), times=uniform()(SCHEDULE, steps))
 
     jaxpr = jax.make_jaxpr(run)(keys_of(2))
     (loop,) = [equation for equation in jaxpr.eqns if equation.primitive.name == "scan"]
@@ -99,7 +105,7 @@ def test_a_program_does_not_grow_with_the_number_of_steps():
                 ddim(),
                 keys=keys,
                 shape=(2,),
-                times=uniform_times(steps),
+                times=uniform()(SCHEDULE, steps),
             )
         ).lower(keys_of(2))
         return lowered.as_text().count("\n")
@@ -155,9 +161,9 @@ def test_a_denoiser_tells_the_network_its_log_snr_and_returns_float32():
 
 
 def test_times_fall_from_noise_to_data():
-    times = uniform_times(4)
+    times = uniform()(SCHEDULE, 4)
     np.testing.assert_allclose(times, [1.0, 0.75, 0.5, 0.25, 0.0])
     assert times[-1] == 0.0  # exactly: the last step is recognised by it
-    assert uniform_times(1000)[-1] == 0.0
+    assert uniform()(SCHEDULE, 1000)[-1] == 0.0
     with pytest.raises(ValueError, match="num_steps is 0; expected at least 1"):
-        uniform_times(0)
+        uniform()(SCHEDULE, 0)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from oracle import gaussian_denoiser, gaussian_flow
 
-from diffjax.diffusion import solvers, thresholding
+from diffjax.diffusion import noise as noise_module
+from diffjax.diffusion import thresholding
+from diffjax.diffusion.noise import normal_like
 from diffjax.diffusion.predictions import Estimate, solve, velocity
 from diffjax.diffusion.schedules import Coeffs, cosine, expand, linear_flow
-from diffjax.diffusion.solvers import ddim, ddpm, normal_like
+from diffjax.diffusion.solvers.ancestral import ddim, ddpm
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
 SCHEDULES = {"cosine": cosine(), "flow": linear_flow()}
@@ -33,7 +35,7 @@ def run(denoise, schedule, solver, x, times, seed=0):
             return solver.step(denoise, schedule, state[0], t, s, steps_keys[number], state[1]), None
 
         numbers = jnp.arange(len(times) - 1)
-        return jax.lax.scan(body, (x, solver.init(x)), (numbers, times[:-1], times[1:]))[0][0]
+        return jax.lax.scan(body, (x, solver.init(x, None)), (numbers, times[:-1], times[1:]))[0][0]
 
     steps_keys = jax.random.split(jax.random.key(seed), (len(times) - 1, x.shape[0]))
     return steps(x)
@@ -42,7 +44,7 @@ def run(denoise, schedule, solver, x, times, seed=0):
 @pytest.fixture
 def replace_noise(monkeypatch):
     """Let the solvers add the given noise instead of a random draw."""
-    return lambda noise: monkeypatch.setattr(solvers, "normal_like", lambda keys, x: noise)
+    return lambda noise: monkeypatch.setattr(noise_module, "normal_like", lambda keys, x, draw=0: noise)
 
 
 @each_schedule
@@ -75,7 +77,7 @@ def test_one_step_of_ddim_is_exact_if_the_denoiser_knows(schedule, t, s):
         jnp.float32(t),
         jnp.float32(s),
         keys_of(2),
-        solver.init(x),
+        solver.init(x, None),
     )
     np.testing.assert_allclose(found, then.alpha * x0 + then.sigma * eps, atol=1e-6)
 
@@ -90,7 +92,9 @@ def test_every_example_is_denoised_at_the_time_it_has(schedule):
 
     for solver in (ddim(), ddim(eta=1.0), ddpm()):
         x = jnp.zeros((3, 2))
-        solver.step(denoise, schedule, x, jnp.float32(0.7), jnp.float32(0.4), keys_of(3), solver.init(x))
+        solver.step(
+            denoise, schedule, x, jnp.float32(0.7), jnp.float32(0.4), keys_of(3), solver.init(x, None)
+        )
     for t in seen:
         np.testing.assert_array_equal(t, np.full(3, 0.7, np.float32))
     assert len(seen) == 3  # one evaluation a step
@@ -114,7 +118,13 @@ def test_ancestral_steps_draw_from_the_posterior(schedule, t, s, replace_noise):
         x0_, x_ = jnp.asarray(x0, jnp.float32), jnp.asarray(x, jnp.float32)
         estimate = Estimate(x0_, (x_ - now.alpha * x0_) / now.sigma)
         return solver.step(
-            lambda x, t: estimate, schedule, x_, jnp.float32(t), jnp.float32(s), keys_of(2), solver.init(x_)
+            lambda x, t: estimate,
+            schedule,
+            x_,
+            jnp.float32(t),
+            jnp.float32(s),
+            keys_of(2),
+            solver.init(x_, None),
         )[0]
 
     for solver in (ddpm(), ddim(eta=1.0), ddpm(variance="large")):

@@ -1,39 +1,13 @@
-"""Solvers: one step from a time t to an earlier time s.
-
-A solver is a pair of functions: `init(x) -> carry`, for what a multistep method remembers, and
-`step(denoise, schedule, x, t, s, keys, carry) -> (x, carry)`, with t and s scalars.
-"""
+"""Ancestral sampling: draws from the reverse of the forward process (DDPM), and its family (DDIM)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import Schedule
-
-Step = Callable[[Denoiser, Schedule, jax.Array, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-
-
-class Solver(NamedTuple):
-    """A solver: how its memory starts, and how it steps."""
-
-    init: Callable[[jax.Array], Any]
-    step: Step
-
-
-def normal_like(keys: jax.Array, x: jax.Array) -> jax.Array:
-    """Standard normal noise of the shape of `x`, each example from its own key (`keys`: `[batch]`).
-
-    An example's noise does not depend on what else is in its batch.
-    """
-    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
-
-
-def _evaluate(denoise: Denoiser, x: jax.Array, t: jax.Array) -> Estimate:
-    return denoise(x, jnp.broadcast_to(t, x.shape[:1]))
+from diffjax.diffusion import noise
+from diffjax.diffusion.schedules import Coeffs
+from diffjax.diffusion.solvers.base import Solver, evaluate, no_memory
 
 
 def ddim(*, eta: float = 0.0) -> Solver:
@@ -44,14 +18,14 @@ def ddim(*, eta: float = 0.0) -> Solver:
     """
 
     def step(denoise, schedule, x, t, s, keys, carry):
-        estimate, now, then = _evaluate(denoise, x, t), schedule(t), schedule(s)
+        estimate, now, then = evaluate(denoise, x, t), schedule(t), schedule(s)
         if eta == 0.0:
             return then.alpha * estimate.x0 + then.sigma * estimate.eps, carry
         noise_std = eta * jnp.sqrt(_posterior_variance(now, then))
         kept = jnp.sqrt(jnp.maximum(then.sigma**2 - noise_std**2, 0.0))
-        return then.alpha * estimate.x0 + kept * estimate.eps + noise_std * normal_like(keys, x), carry
+        return then.alpha * estimate.x0 + kept * estimate.eps + noise_std * noise.normal_like(keys, x), carry
 
-    return Solver(lambda x: (), step)
+    return Solver(no_memory, step, order=1 if eta == 0.0 else None)
 
 
 def ddpm(*, variance: str = "small") -> Solver:
@@ -69,19 +43,19 @@ def ddpm(*, variance: str = "small") -> Solver:
         raise ValueError(f"variance is {variance!r}; expected 'small' or 'large'")
 
     def step(denoise, schedule, x, t, s, keys, carry):
-        estimate, now, then = _evaluate(denoise, x, t), schedule(t), schedule(s)
+        estimate, now, then = evaluate(denoise, x, t), schedule(t), schedule(s)
         ratio = now.alpha / then.alpha
         step_variance = now.sigma**2 - ratio**2 * then.sigma**2
         mean = ratio * then.sigma**2 * x + then.alpha * step_variance * estimate.x0
         mean = mean / now.sigma**2
         noise_variance = _posterior_variance(now, then) if variance == "small" else step_variance
         noise_std = jnp.where(s > 0.0, jnp.sqrt(noise_variance), 0.0)
-        return mean + noise_std * normal_like(keys, x), carry
+        return mean + noise_std * noise.normal_like(keys, x), carry
 
-    return Solver(lambda x: (), step)
+    return Solver(no_memory, step, order=None)
 
 
-def _posterior_variance(now, then) -> jax.Array:
+def _posterior_variance(now: Coeffs, then: Coeffs) -> jax.Array:
     """Variance of q(x_s | x_t, x0)."""
     ratio = now.alpha / then.alpha
     step_variance = now.sigma**2 - ratio**2 * then.sigma**2

@@ -1,0 +1,228 @@
+"""Time grids: at which times a sampler evaluates the network.
+
+A grid is a function `(schedule, num_steps) -> times`: `num_steps + 1` decreasing times as a NumPy array, made
+before anything is compiled, so that a bad one is refused at once.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffjax.diffusion.predictions import Prediction, determinant
+from diffjax.diffusion.schedules import Schedule, logsnr, time_at
+
+TimeGrid = Callable[[Schedule, int], np.ndarray]
+
+
+def uniform(*, start: float = 1.0, end: float = 0.0) -> TimeGrid:
+    """Equally spaced times."""
+    _require(1.0 >= start > end >= 0.0, f"expected 1 >= start > end >= 0, not start {start}, end {end}")
+    return lambda schedule, num_steps: np.linspace(start, end, _positive(num_steps) + 1)
+
+
+def quadratic(*, start: float = 1.0, end: float = 0.0) -> TimeGrid:
+    """Times whose square roots are equally spaced: finer towards the data (Song et al., 2021, DDIM)."""
+    inner = uniform(start=start**0.5, end=end**0.5)
+    return lambda schedule, num_steps: inner(schedule, num_steps) ** 2
+
+
+def shifted(*, shift: float = 3.0) -> TimeGrid:
+    """`shift t / (1 + (shift - 1) t)` of equally spaced times (Esser et al., 2024): more of them near t = 1.
+
+    FLUX's dynamic shift is `exp(mu)`, with mu from `diffjax.diffusion.timesteps.dynamic_mu`.
+    """
+    _require(shift > 0.0, f"shift is {shift}; expected more than 0")
+
+    def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
+        t = np.linspace(1.0, 0.0, _positive(num_steps) + 1)
+        return shift * t / (1.0 + (shift - 1.0) * t)
+
+    return grid
+
+
+def trailing(*, train_steps: int = 1000) -> TimeGrid:
+    """Every (T / num_steps)-th step of a discrete process counted from the last, then the clean image.
+
+    The spacing that Lin et al. (2024) advise: it begins at t = 1.
+    """
+
+    def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
+        stride = train_steps / _positive(num_steps)
+        return np.append(np.round(np.arange(train_steps, 0, -stride)[:num_steps]) / train_steps, 0.0)
+
+    return grid
+
+
+def leading(*, train_steps: int = 1000, offset: int = 0, last: int = 0) -> TimeGrid:
+    """Every (T // num_steps)-th step of a discrete process counted from the first (DDPM's and DDIM's own).
+
+    Args:
+      train_steps: T.
+      offset: added to the step numbers (Stable Diffusion: 1).
+      last: the step at which sampling ends: 0 is the clean image, 1 the least noisy step.
+    """
+
+    def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
+        _require(
+            0 < num_steps <= train_steps - offset, f"num_steps is {num_steps}; the process has {train_steps}"
+        )
+        steps = np.arange(num_steps)[::-1] * (train_steps // num_steps) + offset + 1
+        return np.append(steps, last) / train_steps
+
+    return grid
+
+
+def linspace(*, train_steps: int = 1000) -> TimeGrid:
+    """Equally spaced from the last step of a discrete process to its first, then the clean image."""
+
+    def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
+        return np.append(np.linspace(train_steps, 1.0, _positive(num_steps)), 0.0) / train_steps
+
+    return grid
+
+
+def karras(
+    *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, to_zero: bool = True
+) -> TimeGrid:
+    """`sigma^(1 / rho)` equally spaced (Karras et al., 2022, equation 5), where sigma is sigma / alpha.
+
+    Args:
+      sigma_min: the least noise.
+      sigma_max: the noise that sampling starts from.
+      rho: 1 is uniform; larger is finer towards the data.
+      to_zero: whether a last step goes to t = 0.
+    """
+    _require_range(sigma_min, sigma_max)
+
+    def sigmas(count: int) -> np.ndarray:
+        return np.linspace(sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho), count) ** rho
+
+    return lambda schedule, num_steps: _from_sigmas(schedule, sigmas, num_steps, to_zero)
+
+
+def exponential(*, sigma_min: float = 0.002, sigma_max: float = 80.0, to_zero: bool = True) -> TimeGrid:
+    """log(sigma / alpha) equally spaced between two noise levels; arguments as of `karras`."""
+    _require_range(sigma_min, sigma_max)
+    return lambda schedule, num_steps: _from_sigmas(
+        schedule, lambda count: np.geomspace(sigma_max, sigma_min, count), num_steps, to_zero
+    )
+
+
+def uniform_logsnr(*, limit: float = 20.0) -> TimeGrid:
+    """Equally spaced in log-SNR over the schedule's whole range, cut at +-limit (Lu et al., 2022)."""
+
+    def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
+        low, high = (float(np.clip(level, -limit, limit)) for level in _levels(schedule, [1.0, 0.0]))
+        return _times_at(schedule, np.linspace(low, high, _positive(num_steps) + 1))
+
+    return grid
+
+
+def explicit(*, times: Sequence[float]) -> TimeGrid:
+    """A list of times of one's own, whatever the number of steps."""
+    return lambda schedule, num_steps: check_times(np.asarray(times, np.float64))
+
+
+def explicit_sigmas(*, sigmas: Sequence[float]) -> TimeGrid:
+    """A list of noise levels sigma / alpha of one's own; a last zero is t = 0."""
+
+    def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
+        return check_times(times_at_sigmas(schedule, np.asarray(sigmas, np.float64)))
+
+    return grid
+
+
+TIME_GRIDS: dict[str, Callable[..., TimeGrid]] = {
+    "uniform": uniform,
+    "quadratic": quadratic,
+    "shifted": shifted,
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "karras": karras,
+    "exponential": exponential,
+    "uniform_logsnr": uniform_logsnr,
+    "explicit": explicit,
+    "explicit_sigmas": explicit_sigmas,
+}
+
+
+def times_at_sigmas(schedule: Schedule, sigmas: np.ndarray) -> np.ndarray:
+    """The times at which a schedule has the given sigma / alpha; zero is t = 0."""
+    with np.errstate(divide="ignore"):
+        times = _times_at(schedule, -2.0 * np.log(sigmas))
+    return np.where(np.asarray(sigmas) == 0.0, 0.0, times)
+
+
+def check_times(times: np.ndarray, *, rising: bool = False) -> np.ndarray:
+    """Return a time grid if it is one.
+
+    Args:
+      times: the times.
+      rising: whether steps up are allowed (restarts) or the grid runs from data to noise (inversion).
+
+    Raises:
+      ValueError: the times do not lie in [0, 1], or do not decrease.
+    """
+    times = np.asarray(times, np.float64)
+    if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all():
+        raise ValueError(f"a time grid needs at least two finite times, not {times}")
+    if times.min() < 0.0 or times.max() > 1.0:
+        raise ValueError(f"times must lie in [0, 1], not [{times.min():g}, {times.max():g}]")
+    steps = np.diff(times)
+    if (steps == 0.0).any() or (not rising and (steps > 0.0).any()):
+        at = int(np.argmax(steps == 0.0 if rising else steps >= 0.0))
+        raise ValueError(f"times must decrease, but {times[at]:g} is followed by {times[at + 1]:g}")
+    return times
+
+
+def check_prediction(schedule: Schedule, prediction: Prediction, times: np.ndarray) -> None:
+    """Refuse a grid that evaluates a network where its prediction says nothing of the data or of the noise.
+
+    Raises:
+      ValueError: at one of the times (but the last, where nothing is evaluated) the prediction is singular.
+    """
+    with jax.ensure_compile_time_eval():
+        coeffs = schedule(jnp.asarray(times[:-1], jnp.float32))
+        sizes = np.abs(np.asarray(determinant(prediction(coeffs), coeffs)))
+    bad = ~np.isfinite(sizes) | (sizes == 0.0)
+    if bad.any():
+        raise ValueError(
+            f"the prediction is singular at t = {times[:-1][bad][0]:g}, where the time grid evaluates it: "
+            "it does not determine the data there. Predict v or velocity, or let the grid keep away from that end."
+        )
+
+
+def _levels(schedule: Schedule, times: Sequence[float]) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+        return np.asarray(logsnr(schedule(jnp.asarray(times, jnp.float32))))
+
+
+def _times_at(schedule: Schedule, levels: np.ndarray) -> np.ndarray:
+    with jax.ensure_compile_time_eval():
+        return np.asarray(time_at(schedule, jnp.asarray(levels, jnp.float32)), np.float64)
+
+
+def _from_sigmas(
+    schedule: Schedule, sigmas: Callable[[int], np.ndarray], num_steps: int, to_zero: bool
+) -> np.ndarray:
+    times = times_at_sigmas(schedule, sigmas(_positive(num_steps) + (not to_zero)))
+    return check_times(np.append(times, 0.0) if to_zero else times)
+
+
+def _positive(num_steps: int) -> int:
+    _require(num_steps >= 1, f"num_steps is {num_steps}; expected at least 1")
+    return num_steps
+
+
+def _require_range(sigma_min: float, sigma_max: float) -> None:
+    _require(
+        0.0 < sigma_min < sigma_max, f"sigma_min {sigma_min} must be above 0 and below sigma_max {sigma_max}"
+    )
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
