@@ -28,7 +28,7 @@ def gaussian_flow(
 
     The flow keeps the quantiles of each pixel, so it is affine between the two marginals.
     """
-    now, then = schedule(jnp.asarray(t)), schedule(jnp.asarray(s))
+    now, then = schedule(jnp.asarray(t, x.dtype)), schedule(jnp.asarray(s, x.dtype))
     variances = [c.alpha**2 * std**2 + c.sigma**2 for c in (now, then)]
     return then.alpha * mean + jnp.sqrt(variances[1] / variances[0]) * (x - now.alpha * mean)
 
@@ -49,3 +49,33 @@ def mixture_denoiser(
         return Estimate(x0, (x - alpha * x0) / sigma)
 
     return denoise
+
+
+def mixture_flow(
+    schedule: Schedule,
+    weights: Sequence[float],
+    means: Sequence[float],
+    std: float,
+    x: jax.Array,
+    t: jax.Array,
+    s: jax.Array,
+) -> jax.Array:
+    """Where the probability-flow ODE of the mixture takes `x` from time t to time s.
+
+    The flow of each pixel is monotone and maps one marginal to the other, so it keeps the quantiles: bisection
+    for the place at s with the distribution function of x at t.
+    """
+
+    def distribution(x: jax.Array, time: jax.Array) -> jax.Array:
+        coeffs = schedule(jnp.asarray(time, x.dtype))
+        deviation = jnp.sqrt(coeffs.alpha**2 * std**2 + coeffs.sigma**2)
+        centred = (x[..., None] - coeffs.alpha * jnp.asarray(means)) / deviation
+        return (jnp.asarray(weights) * jax.scipy.stats.norm.cdf(centred)).sum(axis=-1)
+
+    share = distribution(x, t)
+    low, high = jnp.full_like(x, -100.0), jnp.full_like(x, 100.0)
+    for _ in range(100):
+        middle = 0.5 * (low + high)
+        below = distribution(middle, s) < share
+        low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
+    return 0.5 * (low + high)

@@ -16,10 +16,23 @@ from diffjax.diffusion.schedules import Schedule, logsnr, time_at
 TimeGrid = Callable[[Schedule, int], np.ndarray]
 
 
-def uniform(*, start: float = 1.0, end: float = 0.0) -> TimeGrid:
-    """Equally spaced times."""
-    _require(1.0 >= start > end >= 0.0, f"expected 1 >= start > end >= 0, not start {start}, end {end}")
-    return lambda schedule, num_steps: np.linspace(start, end, _positive(num_steps) + 1)
+def uniform(*, start: float = 1.0, end: float = 0.0, last_step: float = 0.0) -> TimeGrid:
+    """Equally spaced times.
+
+    Args:
+      start: the first time.
+      end: the last.
+      last_step: the size of the last step, if it is not to be that of the others (SiT's SDE: 0.04).
+    """
+    _require(
+        1.0 >= start > end + last_step >= end >= 0.0,
+        f"expected 1 >= start > end + last_step >= end >= 0, not start {start}, end {end}, last_step {last_step}",
+    )
+    if not last_step:
+        return lambda schedule, num_steps: np.linspace(start, end, _positive(num_steps) + 1)
+    return lambda schedule, num_steps: np.append(
+        np.linspace(start, end + last_step, _positive(num_steps)), end
+    )
 
 
 def quadratic(*, start: float = 1.0, end: float = 0.0) -> TimeGrid:
@@ -29,7 +42,7 @@ def quadratic(*, start: float = 1.0, end: float = 0.0) -> TimeGrid:
 
 
 def shifted(*, shift: float = 3.0) -> TimeGrid:
-    """`shift t / (1 + (shift - 1) t)` of equally spaced times (Esser et al., 2024): more of them near t = 1.
+    """`shift t / (1 + (shift - 1) t)` of equally spaced times (Esser et al., 2024).
 
     FLUX's dynamic shift is `exp(mu)`, with mu from `diffjax.diffusion.timesteps.dynamic_mu`.
     """
@@ -95,11 +108,9 @@ def karras(
       to_zero: whether a last step goes to t = 0.
     """
     _require_range(sigma_min, sigma_max)
-
-    def sigmas(count: int) -> np.ndarray:
-        return np.linspace(sigma_max ** (1.0 / rho), sigma_min ** (1.0 / rho), count) ** rho
-
-    return lambda schedule, num_steps: _from_sigmas(schedule, sigmas, num_steps, to_zero)
+    return lambda schedule, num_steps: _from_sigmas(
+        schedule, lambda count: _rho_spaced(sigma_max, sigma_min, count, rho), num_steps, to_zero
+    )
 
 
 def exponential(*, sigma_min: float = 0.002, sigma_max: float = 80.0, to_zero: bool = True) -> TimeGrid:
@@ -108,6 +119,49 @@ def exponential(*, sigma_min: float = 0.002, sigma_max: float = 80.0, to_zero: b
     return lambda schedule, num_steps: _from_sigmas(
         schedule, lambda count: np.geomspace(sigma_max, sigma_min, count), num_steps, to_zero
     )
+
+
+def restart(
+    *,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    restart_min: float = 0.3,
+    restart_max: float = 10.0,
+    restart_steps: int = 5,
+    repeats: int = 2,
+) -> TimeGrid:
+    """The `karras` grid that, once below `restart_min`, goes back to `restart_max` (Xu et al., 2023).
+
+    It rises, so it needs a solver for such grids: "restart".
+
+    Args:
+      sigma_min: the least noise, as of `karras`.
+      sigma_max: the noise that sampling starts from.
+      rho: as of `karras`.
+      restart_min: the noise level sigma / alpha from which a restart goes back; the grid's next one is taken.
+      restart_max: the level to which noise is added.
+      restart_steps: the number of steps down again.
+      repeats: the number of restarts.
+    """
+    _require(
+        sigma_min <= restart_min < restart_max <= sigma_max and restart_steps >= 1 and repeats >= 0,
+        f"expected sigma_min <= restart_min < restart_max <= sigma_max and at least one step, not {sigma_min}, "
+        f"{restart_min}, {restart_max}, {sigma_max}, {restart_steps}",
+    )
+
+    def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
+        main = _rho_spaced(sigma_max, sigma_min, _positive(num_steps), rho)
+        until = int(np.argmin(np.where(main >= restart_min, main, np.inf))) + 1
+        again = _rho_spaced(restart_max, main[until - 1], restart_steps + 1, rho)
+        sigmas = np.concatenate([main[:until], np.tile(again, repeats), main[until:], [0.0]])
+        return check_times(times_at_sigmas(schedule, sigmas), rising=True)
+
+    return grid
+
+
+def _rho_spaced(start: float, end: float, count: int, rho: float) -> np.ndarray:
+    return np.linspace(start ** (1.0 / rho), end ** (1.0 / rho), count) ** rho
 
 
 def uniform_logsnr(*, limit: float = 20.0) -> TimeGrid:
@@ -143,6 +197,7 @@ TIME_GRIDS: dict[str, Callable[..., TimeGrid]] = {
     "linspace": linspace,
     "karras": karras,
     "exponential": exponential,
+    "restart": restart,
     "uniform_logsnr": uniform_logsnr,
     "explicit": explicit,
     "explicit_sigmas": explicit_sigmas,
@@ -191,7 +246,7 @@ def check_prediction(schedule: Schedule, prediction: Prediction, times: np.ndarr
     if bad.any():
         raise ValueError(
             f"the prediction is singular at t = {times[:-1][bad][0]:g}, where the time grid evaluates it: "
-            "it does not determine the data there. Predict v or velocity, or let the grid keep away from that end."
+            "it does not determine the data there. Predict v or velocity, or keep the grid away from that end."
         )
 
 

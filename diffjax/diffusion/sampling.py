@@ -96,4 +96,4 @@ def _run(denoise, schedule, solver, x, keys, times, trajectory):
 def _checked(times: np.ndarray | jax.Array, *, rising: bool) -> jax.Array:
     if not isinstance(times, jax.core.Tracer):
         check_times(np.asarray(times, np.float32), rising=rising)
-    return jnp.asarray(times, jnp.float32)
+    return jnp.asarray(times, jnp.result_type(float))

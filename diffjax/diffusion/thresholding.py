@@ -32,6 +32,10 @@ def dynamic(*, percentile: float = 0.995, max_value: float | None = None) -> Thr
       percentile: in (0, 1].
       max_value: an upper limit of s (DeepFloyd IF uses 1.5 in its first stage).
     """
+    if not 0.0 < percentile <= 1.0:
+        raise ValueError(f"percentile is {percentile}; expected a number in (0, 1]")
+    if max_value is not None and not max_value >= 1.0:
+        raise ValueError(f"max_value is {max_value}; expected at least 1, or None")
 
     def threshold(x0: jax.Array) -> jax.Array:
         s = jnp.quantile(jnp.abs(x0).reshape(x0.shape[0], -1), percentile, axis=1)
@@ -45,11 +49,16 @@ THRESHOLDS: dict[str, Callable[..., Threshold]] = {"none": none, "static": stati
 
 
 def thresholded(denoise: Denoiser, schedule: Schedule, threshold: Threshold) -> Denoiser:
-    """A denoiser whose x0 is thresholded and whose eps agrees with that x0."""
+    """A denoiser whose x0 is thresholded: if that moves by d, eps moves by `-(alpha / sigma) d`.
+
+    So `alpha x0 + sigma eps` stays what it was: `x_t`, or what CFG++ made of it.
+    """
 
     def denoise_within(x: jax.Array, t: jax.Array) -> Estimate:
-        x0 = threshold(denoise(x, t).x0)
-        coeffs = expand(schedule(t), x)
-        return Estimate(x0, (x - coeffs.alpha * x0) / coeffs.sigma)
+        estimate, coeffs = denoise(x, t), expand(schedule(t), x)
+        x0 = threshold(estimate.x0)
+        # Without noise, eps cannot make up for a change of x0, and nothing depends on it.
+        sigma = jnp.where(coeffs.sigma > 0.0, coeffs.sigma, jnp.inf)
+        return estimate._replace(x0=x0, eps=estimate.eps - coeffs.alpha / sigma * (x0 - estimate.x0))
 
     return denoise_within

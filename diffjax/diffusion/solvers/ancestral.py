@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.diffusion import noise
+from diffjax.diffusion.predictions import Estimate
 from diffjax.diffusion.schedules import Coeffs
 from diffjax.diffusion.solvers.base import Solver, evaluate, no_memory
 
@@ -62,4 +63,53 @@ def _posterior_variance(now: Coeffs, then: Coeffs) -> jax.Array:
     return jnp.maximum(step_variance, 0.0) * then.sigma**2 / now.sigma**2
 
 
-SOLVERS: dict[str, Callable[..., Solver]] = {"ddim": ddim, "ddpm": ddpm}
+def euler_ancestral(*, eta: float = 1.0) -> Solver:
+    """k-diffusion's Euler steps with ancestral noise: the same as DDIM with this eta, under any schedule."""
+    return ddim(eta=eta)
+
+
+def consistency(*, sigma_min: float = 0.0) -> Solver:
+    """Multistep sampling of consistency models (Song et al., 2023, algorithm 1): estimate, then renoise.
+
+    Args:
+      sigma_min: the noise level sigma / alpha at which the data is taken to lie (0.002 in the paper): so much
+        less noise is added.
+    """
+
+    def step(denoise, schedule, x, t, s, keys, carry):
+        then = schedule(s)
+        noise_std = jnp.sqrt(jnp.maximum(then.sigma**2 - (then.alpha * sigma_min) ** 2, 0.0))
+        return then.alpha * evaluate(denoise, x, t).x0 + noise_std * noise.normal_like(keys, x), carry
+
+    return Solver(no_memory, step, order=None)
+
+
+def lcm(*, sigma_data: float = 0.5, timestep_scale: float = 10.0, train_steps: int = 1000) -> Solver:
+    """Latent consistency models (Luo et al., 2023): `consistency`, whose estimate at the clean end is x.
+
+    `x0 = c_skip x + c_out x0(x)` with `c_skip = sigma_data^2 / (u^2 + sigma_data^2)`, `c_out = u / sqrt(u^2 +
+    sigma_data^2)` and u the number of the time step multiplied by `timestep_scale`.
+    """
+    inner = consistency()
+
+    def step(denoise, schedule, x, t, s, keys, carry):
+        u = timestep_scale * (t * train_steps - 1.0)
+        size = jnp.hypot(u, sigma_data)
+        c_skip, c_out = (sigma_data / size) ** 2, u / size
+
+        def bounded(x: jax.Array, t: jax.Array) -> Estimate:
+            estimate = denoise(x, t)
+            return estimate._replace(x0=c_skip * x + c_out * estimate.x0)
+
+        return inner.step(bounded, schedule, x, t, s, keys, carry)
+
+    return Solver(no_memory, step, order=None)
+
+
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "ddim": ddim,
+    "ddpm": ddpm,
+    "euler_ancestral": euler_ancestral,
+    "consistency": consistency,
+    "lcm": lcm,
+}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from diffjax.diffusion.denoiser import Denoiser
 from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import Coeffs, Schedule
+from diffjax.diffusion.schedules import Coeffs, Schedule, time_at
 
 Step = Callable[[Denoiser, Schedule, jax.Array, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 """`(denoise, schedule, x, t, s, keys, carry) -> (x_s, carry)`: scalars t and s, a key for each example."""
@@ -22,12 +22,14 @@ class Solver(NamedTuple):
       step: one step.
       order: of the convergence to the probability-flow ODE; None where it is stochastic.
       rises: whether it gives a meaning to a step to a later time.
+      at_end: whether it evaluates the denoiser at the last time of the grid.
     """
 
     init: Callable[[jax.Array, jax.Array], Any]
     step: Step
     order: int | None
     rises: bool = False
+    at_end: bool = False
 
 
 def no_memory(x: jax.Array, times: jax.Array) -> tuple[()]:
@@ -48,3 +50,8 @@ def half_logsnr(coeffs: Coeffs) -> jax.Array:
 def noise_to_signal(coeffs: Coeffs) -> jax.Array:
     """sigma / alpha: the noise level where the signal is not scaled."""
     return coeffs.sigma / coeffs.alpha
+
+
+def time_of(schedule: Schedule, sigma: jax.Array) -> jax.Array:
+    """The time at which a schedule has the noise level sigma / alpha."""
+    return time_at(schedule, -2.0 * jnp.log(sigma))

@@ -1,0 +1,110 @@
+"""What multistep solvers have in common: estimates of earlier steps in place of further evaluations.
+
+Each step is DDIM's and the integral of a polynomial through the latest estimates `m_0, m_1, ...` (latest first),
+
+    x_s = alpha_s x0 + sigma_s eps + gain sum_j w_j (m_j - m_0).
+
+The methods differ only in what is interpolated (x0 or eps), on which axis, and in the moments of the integral. The
+first step knows one estimate, so it is DDIM's, and what follows converges at second order whatever its degree: a
+higher degree lowers the error.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffjax.diffusion.schedules import Coeffs
+
+
+class History(NamedTuple):
+    """What a multistep solver remembers, latest first.
+
+    Attributes:
+      done: the number of steps done.
+      left: the highest order that the number of steps to come allows.
+      levels: where on the axis of integration the estimates were made.
+      values: the estimates.
+    """
+
+    done: jax.Array
+    left: jax.Array
+    levels: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+def new_history(x: jax.Array, times: jax.Array, count: int, *, lower: bool) -> History:
+    """An empty history of `count` estimates.
+
+    Args:
+      x: gives the shape of the estimates.
+      times: the time grid.
+      count: how many estimates to remember.
+      lower: whether the last steps are of lower order.
+    """
+    steps = times.shape[0] - 1
+    # No two places may ever be the same, or the weights of a degree not yet in use would be NaN.
+    levels = tuple(jnp.asarray(-1000.0 * (i + 1), times.dtype) for i in range(count))
+    left = jnp.asarray(steps if lower else steps + count)
+    return History(jnp.asarray(0), left, levels, (jnp.zeros_like(x),) * count)
+
+
+def extend(history: History, level: jax.Array, value: jax.Array) -> History:
+    """The history after one more step, from `level`, with the estimate `value`."""
+    levels, values = (level, *history.levels), (value, *history.values)
+    count = len(history.levels)
+    return History(history.done + 1, history.left - 1, levels[:count], values[:count])
+
+
+def usable_order(history: History, order: int, then: Coeffs) -> jax.Array:
+    """The order of a step: as many as are known, no more than are left, and 1 where it ends without noise."""
+    order = jnp.minimum(jnp.minimum(history.done + 1, history.left), order)
+    return jnp.where(then.sigma > 0.0, order, 1)
+
+
+def log_level(coeffs: Coeffs) -> jax.Array:
+    """lambda = log(alpha / sigma), kept finite at the exact ends of a schedule."""
+    return jnp.log(jnp.maximum(coeffs.alpha, 1e-15)) - jnp.log(jnp.maximum(coeffs.sigma, 1e-15))
+
+
+def exponential_moments(h: jax.Array, count: int) -> list[jax.Array]:
+    """`h int_0^1 exp(-h (1 - r)) r^i dr` for i = 0 ... count - 1, to full precision also for a small h."""
+    small = jnp.abs(h) < 0.5
+    near, far = jnp.where(small, h, 0.0), jnp.where(small, 1.0, h)
+    result = [-jnp.expm1(-h)]
+    for i in range(1, count):
+        # i! sum_n h (-h)^n / (n + i + 1)!: there the recurrence cancels.
+        terms = [math.factorial(i) * (-1.0) ** n / math.factorial(n + i + 1) for n in reversed(range(11))]
+        series = jnp.polyval(jnp.asarray(terms, h.dtype), near)
+        result.append(jnp.where(small, near * series, 1.0 - i * result[-1] / far))
+    return result
+
+
+def lagrange_weights(nodes: Sequence[jax.Array | float], moments: Sequence[jax.Array]) -> list[jax.Array]:
+    """The integral of each node's Lagrange polynomial, given the integrals of 1, r, r^2, ..."""
+    weights = []
+    for j, node in enumerate(nodes):
+        polynomial = [jnp.ones_like(moments[0])]  # coefficients, constant first
+        for other in (*nodes[:j], *nodes[j + 1 :]):
+            pairs = itertools.pairwise([0.0, *polynomial, 0.0])
+            polynomial = [(below - other * here) / (node - other) for below, here in pairs]
+        weights.append(sum(c * m for c, m in zip(polynomial, moments, strict=True)))
+    return weights
+
+
+def combine(
+    rows: Sequence[Sequence[jax.Array | float]], order: jax.Array, values: Sequence[jax.Array], m0: jax.Array
+) -> jax.Array:
+    """`sum_j w_j (m_j - m_0)` with the weights `rows[order - 1]`; a row may be shorter than the values."""
+    padded = [[*row, *[0.0] * (len(values) - len(row))] for row in rows]
+    table = jnp.asarray(padded, m0.dtype).reshape(len(rows), len(values))
+    return sum((w * (m - m0) for w, m in zip(table[order - 1], values, strict=True)), jnp.zeros_like(m0))
+
+
+def check_order(order: int, largest: int) -> None:
+    """Refuse an order that is not one of 1 ... largest."""
+    if order not in range(1, largest + 1):
+        raise ValueError(f"order is {order}; expected 1 to {largest}")
