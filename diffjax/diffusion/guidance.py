@@ -1,8 +1,8 @@
 """Guidance: functions that make one denoiser out of others.
 
-`guided` joins a `Pair` (how the positive and the negative are evaluated), a rule of `guidance_rules.GUIDANCES`
-(how they are combined) and a scale: a number, an array `[batch]`, an array that broadcasts against x, or a
-function of the time. A negative prompt is a null condition that encodes it.
+`guided` joins a `Pair` (how the positive and the negative are evaluated), one of `GUIDANCES` (how they are
+combined) and a scale: a number, an array `[batch]` or one that broadcasts against x, or a function of t that
+gives one. A negative prompt is a null condition that encodes it.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,12 +23,7 @@ Scale = float | jax.Array | Callable[[jax.Array], jax.Array]
 
 
 class Pair(NamedTuple):
-    """What guidance leads to, and what it leads away from.
-
-    Attributes:
-      both: `(x, t) -> (positive, negative)`.
-      positive: the positive alone.
-    """
+    """What guidance leads to and what it leads away from, as `(x, t) -> (positive, negative)`."""
 
     both: Callable[[jax.Array, jax.Array], tuple[Estimate, Estimate]]
     positive: Denoiser
@@ -69,16 +64,16 @@ def guided(
     """The guided denoiser.
 
     A scale of 1 is off and 0 is the negative, as in Imagen and diffusers; the w of Ho and Salimans (2022) is
-    `guidance_scale - 1`. Another value of a traced scale does not compile anew; a Python number at which the
-    guidance is off leaves out the negative pass.
+    `guidance_scale - 1`. A Python number at which it is off leaves out the negative pass; a traced scale can
+    change without compiling anew.
 
     Args:
       pair: the two denoisers.
       guidance: how they are combined.
       schedule: the noise schedule.
-      guidance_scale: see above.
-      interval: the times between which there is guidance (Kynkäänniemi et al., 2024). Where the whole batch is
-        outside, the positive alone is evaluated.
+      guidance_scale: see above and the top of this file.
+      interval: the times between which there is guidance (Kynkäänniemi et al., 2024); outside, the positive
+        alone is evaluated.
     """
     low, high = interval
     if not 0.0 <= low < high <= 1.0:
@@ -94,7 +89,7 @@ def guided(
         inside = (low <= t) & (t <= high)
 
         def some(x: jax.Array, t: jax.Array) -> Estimate:
-            # Of a batch with different times, each example is guided or not by its own.
+            # The times of a batch may differ.
             return jax.tree.map(lambda p, g: jnp.where(wide(inside, x, t), g, p), *everywhere(x, t))
 
         return jax.lax.cond(inside.any(), some, pair.positive, x, t)
@@ -123,7 +118,7 @@ SCALES: dict[str, Callable[..., Scale]] = {"linear": linear_in_time, "cosine": c
 def over_frames(low: float, high: float, frames: int) -> jax.Array:
     """A scale that rises linearly over the frames of videos `[batch, frames, height, width, channels]`.
 
-    Stable Video Diffusion (Blattmann et al., 2023) uses 1 to 3: later frames are further from the condition.
+    Stable Video Diffusion (Blattmann et al., 2023) goes from 1 to 3.
     """
     return jnp.linspace(low, high, frames).reshape(1, frames, 1, 1, 1)
 
@@ -143,13 +138,11 @@ def several(
       null_cond: the null condition.
       conds: the conditions, of its structure and shapes; all passes run as one batch.
       scales: a scale for each.
-      chained: whether `cond_k` is compared with the one before it, as in InstructPix2Pix (Brooks et al., 2023),
-        where the first is the image and the second the image with the text.
+      chained: whether to compare each with the one before it: the image, then the image with the text, in
+        InstructPix2Pix (Brooks et al., 2023).
     """
     if not conds or len(conds) != len(scales):
-        raise ValueError(
-            f"conds are {len(conds)}, scales {len(scales)}; expected a scale for each, and one at least"
-        )
+        raise ValueError(f"{len(conds)} conds, {len(scales)} scales; expected a scale for each")
     every = _batched(denoiser_of, (null_cond, *conds))
 
     def denoise(x: jax.Array, t: jax.Array) -> Estimate:
@@ -169,15 +162,13 @@ def with_momentum(
 ) -> Solver:
     """A solver that guides along a running sum of differences, `d <- positive - negative + momentum d` (APG).
 
-    The sum is one of x0 and passes from step to step. The wrapper makes the denoiser; the one that the sampler
-    hands on is not used.
+    d is a difference of x0, remembered from step to step. The sampler's own denoiser is not used.
 
     Args:
-      solver: the solver; where it evaluates more than once in a step, the first evaluation is remembered.
+      solver: the solver; of several evaluations in a step, the first is remembered.
       pair: the two denoisers.
-      denoiser_of: makes a denoiser of a pair, such as `lambda pair: guided(pair, apg(), schedule, 4.0)`; without
-        an interval.
-      momentum: negative to lead away from where former steps led (the paper: -0.5).
+      denoiser_of: makes the denoiser: `lambda pair: guided(pair, apg(), schedule, 4.0)`; without an interval.
+      momentum: of the former d; negative in the paper.
     """
 
     def init(x: jax.Array, times: jax.Array) -> Any:
@@ -189,23 +180,22 @@ def with_momentum(
 
         def both(x: jax.Array, t: jax.Array) -> tuple[Estimate, Estimate]:
             positive, negative = pair.both(x, t)
-            coeffs: Coeffs = expand(schedule(t), x)
-            # A negative that is further away by the former sum serves every rule.
+            coeffs = expand(schedule(t), x)
+            # Moving the negative, rather than the difference, serves every rule.
             negative = moved(negative, coeffs, -momentum * former / coeffs.sigma)
             sums.append(positive.x0 - negative.x0)
             return positive, negative
 
         x, inner = solver.step(denoiser_of(Pair(both, pair.positive)), schedule, x, t, s, keys, inner)
-        return x, (inner, sums[0])
+        return x, (inner, sums[0] if sums else former)
 
     return solver._replace(init=init, step=step)
 
 
 def modulate(pooled: jax.Array, positive: jax.Array, negative: jax.Array, w: float | jax.Array) -> jax.Array:
-    """Modulation guidance: `pooled + w (positive - negative)`, of pooled text embeddings.
+    """Modulation guidance: `pooled + w (positive - negative)`, of the pooled embeddings that modulate layers.
 
-    They modulate the network's layers, so it takes no second pass. The prompt's embedding is led from that of
-    what is not wanted to that of what is.
+    It takes no second pass.
     """
     return pooled + w * (positive - negative)
 

@@ -1,7 +1,7 @@
 """Rules of guidance: how the estimates with and without a condition are combined.
 
-Two estimates of the same `x_t` differ by `sigma k` in x0 and by `-alpha k` in eps, and by `-(alpha b - sigma a) k`
-in a prediction with the row (a, b). The rules work on k, so nothing is divided by what vanishes at an end.
+Two estimates of the same `x_t` differ by `sigma k` in x0, by `-alpha k` in eps, and in a prediction with the
+row (a, b) by -k times its determinant. The rules work on k, so nothing is divided by what vanishes at an end.
 """
 
 from collections.abc import Callable
@@ -34,13 +34,12 @@ def classifier_free() -> Guidance:
 def rescaled(*, phi: float = 0.7, space: str = "v") -> Guidance:
     """Classifier-free guidance with the contrast of the positive (Lin et al., 2024).
 
-    The guided prediction is multiplied by `phi std(positive) / std(guided) + 1 - phi`, the standard deviations
-    being those of each example.
+    The guided prediction is multiplied by `phi std(positive) / std(guided) + 1 - phi`, for each example.
 
     Args:
       phi: in [0, 1].
-      space: the prediction that is rescaled, a name of `PREDICTIONS`: in the paper and in diffusers what the
-        network predicts. Where it is singular (eps without signal, x0 without noise) it cannot be used.
+      space: the prediction that is rescaled, a name of `PREDICTIONS`; in the paper what the network predicts.
+        It must not be singular where it is used (eps is without signal, x0 without noise).
     """
     _require(0.0 <= phi <= 1.0, f"phi is {phi}; expected a number in [0, 1]")
     row_of = _space(space)
@@ -61,15 +60,14 @@ def apg(
 ) -> Guidance:
     """Adaptive projected guidance (Sadat et al., 2025): less saturation at high scales.
 
-    `positive + (scale - 1) (d_orthogonal + eta d_parallel)`, where `d = positive - negative` is shortened to
-    the norm `norm_threshold` and split along the positive, in each example. The method's momentum is
-    `guidance.with_momentum`.
+    `positive + (scale - 1) (d_orthogonal + eta d_parallel)`, with `d = positive - negative` split along the
+    positive in each example. Its momentum is `guidance.with_momentum`.
 
     Args:
       eta: in [0, 1]; 1 keeps the parallel part.
-      norm_threshold: the largest norm of d, infinity for none; it grows with the size of x (15: SDXL's latents).
+      norm_threshold: d is shortened to this norm, which grows with the size of x (15: SDXL's latents).
       space: the prediction that it acts on, a name of `PREDICTIONS`.
-      from_negative: diffusers' other form, `negative + scale (d_orthogonal + eta d_parallel)`; no scale is off.
+      from_negative: diffusers' default, `negative + scale (d_orthogonal + eta d_parallel)`; no scale is off.
     """
     _require(0.0 <= eta <= 1.0, f"eta is {eta}; expected a number in [0, 1]")
     _require(norm_threshold > 0.0, f"norm_threshold is {norm_threshold}; expected more than 0")
@@ -92,8 +90,7 @@ def apg(
 def cfg_plus_plus() -> Guidance:
     """CFG++ (Chung et al., 2025): x0 is guided with a scale in [0, 1], eps is the negative's.
 
-    The pair is inconsistent with `x_t` on purpose. It is meant for DDIM, which adds the noise eps to x0. A scale
-    of 1 is not off.
+    Inconsistent with `x_t` on purpose, and meant for DDIM, which adds the noise eps to x0. No scale is off.
     """
 
     def rule(positive: Estimate, negative: Estimate, coeffs: Coeffs, scale: jax.Array) -> Estimate:

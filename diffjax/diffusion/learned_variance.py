@@ -44,8 +44,8 @@ def log_variance(schedule: Schedule, t: jax.Array, s: jax.Array, fraction: jax.A
     """`fraction log(large) + (1 - fraction) log(small)` (Nichol and Dhariwal, 2021, equation 15).
 
     With q as in `posterior`, large is `sigma_t^2 (1 - q^2)` (DDPM's beta), small the posterior's own variance
-    `sigma_s^2 (1 - q^2)`. Where that is zero, because s is an exact clean end, it is the one of the next step
-    of the same length, from `2 t - s` to t, as in the published code.
+    `sigma_s^2 (1 - q^2)`. The step to s = 0 ends in the clean image, whatever noise the schedule leaves there:
+    q is 0, and small, which would be 0, is that of the next step, from `2 t` to t, as in the published code.
 
     Args:
       schedule: the noise schedule.
@@ -54,9 +54,9 @@ def log_variance(schedule: Schedule, t: jax.Array, s: jax.Array, fraction: jax.A
       fraction: `[batch, …]`; see `diffjax.diffusion.predictions.Estimate`.
     """
     now, then, later = (expand(schedule(time), fraction) for time in (t, s, jnp.minimum(2.0 * t - s, 1.0)))
-    rest, rest_later = _shares(now, then)[1], _shares(later, now)[1]
-    large = now.sigma**2 * rest
-    small = jnp.where(then.sigma > 0.0, then.sigma**2 * rest, now.sigma**2 * rest_later)
+    rest, next_rest, clean = _shares(now, then)[1], _shares(later, now)[1], _wide(s, fraction) == 0.0
+    large = now.sigma**2 * jnp.where(clean, 1.0, rest)
+    small = jnp.where(clean, now.sigma**2 * next_rest, then.sigma**2 * rest)
     small = jnp.where(small > 0.0, small, large)  # a process of one step has no next one
     return fraction * jnp.log(large) + (1.0 - fraction) * jnp.log(small)
 
@@ -99,7 +99,8 @@ def vlb_term(
 ) -> jax.Array:
     """What the step from t to s adds to the variational bound, `[batch]`, in bits per dimension.
 
-    `KL(q(x_s | x_t, x0) || p(x_s | x_t))`, or, where s = 0, the decoder's `-log p(x0 | x_t)`.
+    `KL(q(x_s | x_t, x0) || p(x_s | x_t))`, or, where s = 0, the decoder's `-log p(x0 | x_t)`, whose mean is the
+    estimated x0.
 
     Args:
       estimate: the denoiser's, at `x_t`; without a fraction the variance is the small one.
@@ -115,9 +116,8 @@ def vlb_term(
     (true_mean, _), (mean, _) = (posterior(now, then, x, data) for data in (x0, estimate.x0))
     log_var = log_variance(schedule, t, s, none if estimate.fraction is None else estimate.fraction)
     kl = gaussian_kl(true_mean, log_variance(schedule, t, s, none), mean, log_var)
-    nll = decoder(x0, mean / then.alpha, 0.5 * log_var - jnp.log(then.alpha))
-    last = (s == 0.0).reshape(s.shape + (1,) * (x.ndim - s.ndim))
-    return jnp.mean(jnp.where(last, nll, kl), axis=tuple(range(1, x.ndim))) / math.log(2.0)
+    nll = decoder(x0, estimate.x0, 0.5 * log_var)
+    return jnp.mean(jnp.where(_wide(s, x) == 0.0, nll, kl), axis=tuple(range(1, x.ndim))) / math.log(2.0)
 
 
 def hybrid_loss(
@@ -166,3 +166,7 @@ def _shares(now: Coeffs, then: Coeffs) -> tuple[jax.Array, jax.Array]:
     """`q = (alpha_t / sigma_t) / (alpha_s / sigma_s)` and `1 - q^2`."""
     q = now.alpha * then.sigma / (then.alpha * now.sigma)
     return q, jnp.maximum((1.0 - q) * (1.0 + q), 0.0)
+
+
+def _wide(t: jax.Array, x: jax.Array) -> jax.Array:
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -68,8 +68,8 @@ def pigdm(
     """Pseudo-inverse guidance (Song et al., 2023) for linear measurements.
 
     p(x0 | x_t) is taken to be N(x0hat, r^2) with `1 / r^2 = 1 / data_std^2 + alpha^2 / sigma^2`, which makes
-    `grad log p(y | x_t) = J^T A^T (r^2 A A^T + noise_std^2)^-1 (y - A x0hat)`, J being the denoiser's Jacobian.
-    For Gaussian data of that deviation the posterior is exact.
+    `grad log p(y | x_t) = J^T A^T (r^2 A A^T + noise_std^2)^-1 (y - A x0hat)`, with `J = d x0hat / d x_t`.
+    Added to the score as it is (the paper also weights it), which is exact for data N(0, data_std^2).
 
     Args:
       denoise: the denoiser.
@@ -78,22 +78,18 @@ def pigdm(
       y: the measurement, `[batch, …]`.
       noise_std: of the measurement.
       data_std: of the data.
-      iterations: an upper limit for the conjugate gradients that solve the linear system; where the rows of A
-        are orthonormal (a mask, the mean of patches) one is enough.
+      iterations: the most that the linear system gets, of conjugate gradients; with orthogonal rows of one
+        norm (masks, means of patches) it takes one.
     """
     if noise_std < 0.0 or not data_std > 0.0:
-        raise ValueError(
-            f"noise_std is {noise_std}, data_std {data_std}; expected at least 0 and more than 0"
-        )
+        raise ValueError(f"noise_std {noise_std} must be at least 0, and data_std {data_std} above 0")
 
     def backward(z: jax.Array, like: jax.Array) -> jax.Array:
         return jax.linear_transpose(measure, like)(z)[0]
 
     def solve(residual: jax.Array, variance: jax.Array, like: jax.Array) -> jax.Array:
         """`(variance A A^T + noise_std^2)^-1 residual` of one example."""
-        total = (
-            variance + noise_std**2
-        )  # divided by, so that the system is of size 1 however little the noise
+        total = variance + noise_std**2  # divided by, lest the system be tiny near the data
         share = variance / total
 
         def system(z: jax.Array) -> jax.Array:
@@ -153,7 +149,7 @@ def dps(solver: Solver, measure: Measure, y: jax.Array, *, zeta: float = 1.0) ->
 def repaint(solver: Solver, known: jax.Array, mask: jax.Array) -> Solver:
     """Inpainting (RePaint; Lugmayr et al., 2022): after each step the known pixels are put in, noised.
 
-    On a grid of `resampling_times` the rest has time to agree with them; wrap the result for the steps up.
+    With `solvers.wrappers.jumping(repaint(...))` on `resampling_times`, the rest has time to agree with them.
 
     Args:
       solver: the solver.

@@ -49,7 +49,7 @@ def from_inverse_cdf(
     """The sampler of any distribution on [0, 1].
 
     Args:
-      inverse: its quantile function, elementwise from (0, 1) to [0, 1]; it may also be a falling one.
+      inverse: its quantile function, elementwise on [0, 1). It may fall; what it gives beyond [0, 1] is cut.
       stratified: draw one uniform number in each of `batch` equal intervals, by one random offset for all
         (Kingma et al., 2021). Each is uniform on its own; together they lower the variance of the loss.
       shift: see `shift_time`.
@@ -65,8 +65,7 @@ def from_inverse_cdf(
             u = (jnp.arange(batch) / batch + jax.random.uniform(key)) % 1.0
         else:
             u = jax.random.uniform(key, (batch,))
-        # A float32 drawn from [0, 1) can be 0, of which the inverse may be infinite.
-        t = inside(shift_time(inverse(jnp.clip(u, 2.0**-24, 1.0 - 2.0**-24)), shift))
+        t = inside(shift_time(inverse(u), shift))
         return jnp.ceil(t * grid) / grid if grid else t
 
     return draw

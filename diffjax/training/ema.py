@@ -32,7 +32,8 @@ def decay_at(step: jax.Array, decay: float) -> jax.Array:
 
 def warm(*, decay: float = 0.9999) -> Decay:
     """A constant decay, after TensorFlow's warm-up; see `decay_at`."""
-    _check_decay(decay)
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"decay is {decay}; expected at least 0 and less than 1")
     return lambda step: decay_at(step, decay)
 
 
@@ -41,9 +42,9 @@ def inverse_power(*, decay: float = 0.9999, inv_gamma: float = 1.0, power: float
 
     Power 2/3 is for runs of a million steps or more, 3/4 for shorter ones.
     """
-    _check_decay(decay)
-    if not inv_gamma > 0.0 or not power > 0.0:
-        raise ValueError(f"inv_gamma is {inv_gamma} and power is {power}; expected more than 0")
+    if not 0.0 <= decay < 1.0 or not inv_gamma > 0.0 or not power > 0.0:
+        given = f"decay is {decay}, inv_gamma is {inv_gamma}, power is {power}"
+        raise ValueError(f"{given}; expected 0 <= decay < 1 and the others above 0")
 
     def at(step: jax.Array) -> jax.Array:
         return jnp.minimum(decay, -jnp.expm1(-power * jnp.log1p(step.astype(jnp.float32) / inv_gamma)))
@@ -105,12 +106,11 @@ def reconstruction_weights(
 
 def reconstruct(trees: Iterable[Any], weights: np.ndarray) -> Any:
     """The weighted sum of snapshots, in float64 on the host; `trees` may be a generator that loads them."""
-    total: Any = None
+    tree = total = None
     for tree, weight in zip(trees, weights, strict=True):
-        dtypes = jax.tree.map(lambda leaf: leaf.dtype, tree)
         part = jax.tree.map(lambda leaf, weight=weight: weight * np.asarray(leaf, np.float64), tree)
         total = part if total is None else jax.tree.map(np.add, total, part)
-    return jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), total, dtypes)
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), total, tree)
 
 
 def _product(step_a: Any, gamma_a: Any, step_b: Any, gamma_b: Any) -> np.ndarray:
@@ -119,8 +119,3 @@ def _product(step_a: Any, gamma_a: Any, step_b: Any, gamma_b: Any) -> np.ndarray
     gamma = np.where(step_a < step_b, gamma_b, gamma_a)  # of the later
     size = (gamma_a + 1.0) * (gamma_b + 1.0) / ((gamma_a + gamma_b + 1.0) * late)
     return size * np.exp(gamma * (np.log(early) - np.log(late)))
-
-
-def _check_decay(decay: float) -> None:
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"decay is {decay}; expected at least 0 and less than 1")

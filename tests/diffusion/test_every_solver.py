@@ -1,4 +1,4 @@
-"""What must hold of every solver in the table: order of convergence, distribution, clean ends, one program."""
+"""What must hold of every solver in the table: order of convergence, distribution, clean ends."""
 
 import functools
 
@@ -76,12 +76,12 @@ ONE_SHOT = ("consistency", "lcm")  # which are not meant for a denoiser that ave
 def test_stochastic_solvers_reproduce_the_data(name):
     """Mean and deviation within 3 %, and for a mixture the distribution function within 0.03 everywhere."""
     schedule, grid = SETTINGS.get(name, (cosine(), grids.uniform()))
-    count, (weights, means, std) = 20_000, ((0.3, 0.7), (-1.0, 0.8), 0.3)
-    times = grid(schedule, 150)
+    count, (weights, means, std) = 16_000, ((0.3, 0.7), (-1.0, 0.8), 0.3)
+    times = grid(schedule, 120)
     denoise = mixture_denoiser(schedule, weights, means, std)
-    keys = jax.random.split(jax.random.key(1), 20)
+    keys = jax.random.split(jax.random.key(1), 16)
     draw = jax.jit(
-        lambda keys: sample(denoise, schedule, SOLVERS[name](), keys=keys, shape=(count // 20,), times=times)
+        lambda keys: sample(denoise, schedule, SOLVERS[name](), keys=keys, shape=(count // 16,), times=times)
     )
     found = np.sort(np.asarray(draw(keys), np.float64).ravel())
     mean = np.dot(weights, means)
@@ -92,25 +92,25 @@ def test_stochastic_solvers_reproduce_the_data(name):
     assert np.abs(np.asarray(cdf) - np.arange(count) / count).max() < 0.03
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("schedule", [ddpm(), linear_flow(), edm()], ids=["ddpm", "flow", "edm"])
-def test_samples_are_finite_and_in_range_with_few_steps_to_a_clean_end(name, schedule):
-    """Also where sigma(0) = 0, alone and for gradients."""
-    solver = SOLVERS[name]()
-    grid = (
-        grids.karras(sigma_min=0.01, sigma_max=70.0) if schedule(jnp.ones(()))[0] == 1.0 else grids.uniform()
-    )
-    denoise = gaussian_denoiser(schedule, MEAN, STD)
-    keys = jax.random.split(jax.random.key(3), 16)
+CLEAN_ENDS = {
+    "ddpm": (ddpm(), grids.trailing()),
+    "flow": (linear_flow(sigma_min=0.0), grids.uniform(start=0.999)),
+    "edm": (edm(), grids.karras(sigma_min=0.01, sigma_max=70.0)),
+}
 
-    def total(shift, steps):
-        start = schedule(jnp.float32(1.0)).sigma * jax.random.normal(jax.random.key(4), (16, 8)) + shift
-        times = grid(schedule, steps)
-        x = sample(denoise, schedule, solver, keys=keys, shape=(8,), times=times, start=start)
+
+@pytest.mark.parametrize(("schedule", "grid"), CLEAN_ENDS.values(), ids=CLEAN_ENDS.keys())
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_clean_end_is_reached_in_a_few_steps_and_with_gradients(name, schedule, grid):
+    denoise, solver = gaussian_denoiser(schedule, MEAN, STD), SOLVERS[name]()
+    keys, times = jax.random.split(jax.random.key(3), 4), grid(schedule, 4)
+    start = schedule(times[0]).sigma * jax.random.normal(jax.random.key(4), (4, 8))
+
+    def total(shift):
+        x = sample(denoise, schedule, solver, keys=keys, shape=(8,), times=times, start=start + shift)
         return jnp.abs(x).mean(), x
 
-    for steps in (2, 5):
-        (_, x), gradient = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=1)(0.0, steps)
-        assert np.isfinite(x).all()
-        assert np.isfinite(gradient)
-        assert np.abs(x).max() < 10.0
+    (_, x), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(0.0)
+    assert schedule(times[-1]).sigma == 0.0
+    assert np.isfinite(x).all()
+    assert np.isfinite(gradient)

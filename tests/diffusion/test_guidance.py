@@ -90,16 +90,20 @@ def test_a_number_at_which_it_is_off_costs_one_pass(name, scale):
     assert seen == [(3, 4) if guidance.off_at == 1.0 else (6, 4)]
 
 
-@each_rule
-def test_a_scale_of_zero_and_one_traced(name):
-    """Nothing of the positive or of the negative is left; for CFG++, of its x0."""
+# The others change the contrast of the negative, or lead only partly away from it.
+@pytest.mark.parametrize("name", ["classifier_free", "cfg_plus_plus"])
+def test_a_scale_of_zero_is_the_negative(name):
     denoiser_of, _ = spy()
-    pair = in_turn(denoiser_of(COND), denoiser_of(NULL))
-    for scale, plain in ((0.0, denoiser_of(NULL)), (1.0, denoiser_of(COND))):
-        if (scale, name) in ((0.0, "rescaled"), (0.0, "apg")):
-            continue  # they change the contrast of the negative, and lead only partly away from the positive
-        found = jax.jit(lambda w: guided(pair, GUIDANCES[name](), SCHEDULE, w)(X, T))(scale)
-        np.testing.assert_allclose(found.x0, plain(X, T).x0, rtol=1e-5, atol=1e-5)
+    found = guided(one_batch(denoiser_of, COND, NULL), GUIDANCES[name](), SCHEDULE, 0.0)(X, T)
+    assert_same(found, denoiser_of(NULL)(X, T))
+
+
+@each_rule
+def test_a_traced_scale_of_one_has_the_positive_x0(name):
+    denoiser_of, _ = spy()
+    pair = one_batch(denoiser_of, COND, NULL)
+    found = jax.jit(lambda scale: guided(pair, GUIDANCES[name](), SCHEDULE, scale)(X, T))(1.0)
+    np.testing.assert_allclose(found.x0, denoiser_of(COND)(X, T).x0, rtol=1e-5, atol=1e-5)
 
 
 @each_rule
@@ -296,7 +300,15 @@ def test_momentum_of_zero_is_none():
     found = sample(pair.positive, SCHEDULE, solver, **settings)
     plain = sample(denoiser_of_pair(pair), SCHEDULE, ddim(), **settings)
     np.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
-    assert solver.order == 1 and not solver.rises
+    assert (solver.order, solver.rises) == (1, False)
+
+
+def test_momentum_of_guidance_that_is_off_is_none():
+    pair = one_batch(spy()[0], COND, NULL)
+    solver = with_momentum(ddim(), pair, lambda pair: guided(pair, apg(), SCHEDULE, 1.0))
+    step = (SCHEDULE, X, jnp.float32(0.6), jnp.float32(0.5), jax.random.split(jax.random.key(0), 3))
+    found, _ = solver.step(pair.positive, *step, solver.init(X, jnp.array([0.6, 0.5])))
+    np.testing.assert_allclose(found, ddim().step(pair.positive, *step, ())[0])
 
 
 def test_modulation_leads_from_the_negative_to_the_positive():

@@ -37,11 +37,9 @@ def in_space(guidance, space, positive, negative, scale):
     return combine(PREDICTIONS[space]()(coeffs), result)
 
 
-@each_rule
+@pytest.mark.parametrize("name", [name for name in GUIDANCES if GUIDANCES[name]().off_at is not None])
 def test_a_scale_at_which_it_is_off_gives_the_positive(name):
     guidance, (positive, negative) = GUIDANCES[name](), pair()
-    if guidance.off_at is None:
-        pytest.skip("it is never off")
     for found, plain in zip(
         guidance.rule(positive, negative, WIDE, guidance.off_at)[:2], positive[:2], strict=True
     ):
@@ -74,7 +72,7 @@ def test_a_guided_estimate_is_finite_and_of_the_same_x(name, t):
     schedule = trigonometric()  # whose ends are exact
     coeffs = expand(schedule(jnp.full((3,), t)), X)
     guided = GUIDANCES[name]().rule(*pair(coeffs), coeffs, 3.0)
-    assert np.isfinite(guided.x0).all() and np.isfinite(guided.eps).all()
+    assert np.isfinite(jnp.stack(guided[:2])).all()
     if name != "cfg_plus_plus":
         np.testing.assert_allclose(coeffs.alpha * guided.x0 + coeffs.sigma * guided.eps, X, atol=3e-6)
 

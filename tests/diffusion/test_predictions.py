@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.diffusion.predictions import PREDICTIONS, Estimate, Row, combine, solve
+from diffjax.diffusion.predictions import PREDICTIONS, Estimate, combine, edm, solve
 from diffjax.diffusion.schedules import Coeffs, corrupt, cosine, expand, linear_flow
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
@@ -24,7 +24,7 @@ def pair():
 @pytest.mark.parametrize("given", PREDICTIONS)
 def test_every_prediction_gives_every_other(schedule, given, pair):
     with jax.enable_x64(True):
-        truth = Estimate(*map(jnp.asarray, pair))
+        truth = Estimate(*map(jnp.asarray, pair[:2]))
         coeffs = expand(schedule(jnp.asarray(TIMES)), truth.x0)
         x = coeffs.alpha * truth.x0 + coeffs.sigma * truth.eps
         row = PREDICTIONS[given]()(coeffs)
@@ -41,7 +41,7 @@ def test_every_prediction_gives_every_other(schedule, given, pair):
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 @pytest.mark.parametrize("name", PREDICTIONS)
 def test_the_solution_explains_the_noisy_image_also_in_single_precision(schedule, name, pair):
-    x, output = (jnp.asarray(part, jnp.float32) for part in pair)
+    x, output = (jnp.asarray(part, jnp.float32) for part in pair[:2])
     coeffs = expand(schedule(jnp.asarray(TIMES)), x)
     row = PREDICTIONS[name]()(coeffs)
     found = solve(row, coeffs, x, output)
@@ -52,13 +52,15 @@ def test_the_solution_explains_the_noisy_image_also_in_single_precision(schedule
 
 def test_the_rows_are_what_their_names_say():
     coeffs = Coeffs(*map(jnp.float32, (0.8, 0.6, -0.3, 0.4)))
-    rows = {name: tuple(map(float, row(coeffs))) for name, row in PREDICTIONS.items()}
+    rows = {name: tuple(map(float, row()(coeffs))) for name, row in PREDICTIONS.items()}
     expected = {
         "x0": (1.0, 0.0),
         "eps": (0.0, 1.0),
         "v": (-0.6, 0.8),
         "velocity": (-0.3, 0.4),
         "score": (0.0, -1.0 / 0.6),
+        # c_skip = 0.25 / 0.8125, c_out = 0.75 * 0.5 / 0.8125^0.5 of x / alpha, whose noise level is 0.75
+        "edm": ((1.0 - 0.25 / 0.8125) / (0.375 / 0.8125**0.5), -0.25 / 0.8125 * 0.75 / (0.375 / 0.8125**0.5)),
     }
     assert rows.keys() == expected.keys()
     for name, row in rows.items():
@@ -68,20 +70,20 @@ def test_the_rows_are_what_their_names_say():
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 def test_velocity_is_the_time_derivative_of_the_path(schedule, pair):
     with jax.enable_x64(True):
-        truth, t = Estimate(*map(jnp.asarray, pair)), jnp.asarray(TIMES)
-        _, speed = jax.jvp(lambda t: corrupt(schedule, *truth, t), (t,), (jnp.ones_like(t),))
+        truth, t = Estimate(*map(jnp.asarray, pair[:2])), jnp.asarray(TIMES)
+        _, speed = jax.jvp(lambda t: corrupt(schedule, *truth[:2], t), (t,), (jnp.ones_like(t),))
         row = PREDICTIONS["velocity"]()(expand(schedule(t), truth.x0))
         np.testing.assert_allclose(combine(row, truth), speed, rtol=1e-9, atol=1e-12)
 
 
 def test_score_is_the_gradient_of_the_log_density(pair):
-    truth = Estimate(*(jnp.asarray(part[0], jnp.float32) for part in pair))
+    truth = Estimate(*(jnp.asarray(part[0], jnp.float32) for part in pair[:2]))
     coeffs = cosine()(jnp.float32(0.4))
     x = coeffs.alpha * truth.x0 + coeffs.sigma * truth.eps
     gradient = jax.grad(
         lambda x: jax.scipy.stats.norm.logpdf(x, coeffs.alpha * truth.x0, coeffs.sigma).sum()
     )(x)
-    np.testing.assert_allclose(combine(PREDICTIONS["score"](coeffs), truth), gradient, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(combine(PREDICTIONS["score"]()(coeffs), truth), gradient, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -111,17 +113,6 @@ def test_conversions_agree_with_imagen_pytorch(name):
     np.testing.assert_allclose(found.x0, golden[f"x0_from_{name}"], rtol=1e-5, atol=1e-5)
 
 
-def edm(sigma_data):
-    """EDM's F: x0 = c_skip x + c_out F, as a row like any other (Karras et al., 2022, table 1)."""
-
-    def row(coeffs):
-        variance = coeffs.sigma**2 + sigma_data**2
-        c_skip, c_out = sigma_data**2 / variance, coeffs.sigma * sigma_data / variance**0.5
-        return Row((1.0 - c_skip * coeffs.alpha) / c_out, -c_skip * coeffs.sigma / c_out)
-
-    return row
-
-
 def test_preconditioning_agrees_with_k_diffusion():
     golden = {k.removeprefix("kdiffusion/edm/"): v for k, v in GOLDEN.items()}
     sigma = golden["sigma"]
@@ -129,6 +120,6 @@ def test_preconditioning_agrees_with_k_diffusion():
         Coeffs(np.ones_like(sigma), sigma, np.zeros_like(sigma), np.ones_like(sigma)), golden["x0"]
     )
     x = golden["x0"] + coeffs.sigma * golden["eps"]
-    found = solve(edm(0.5)(coeffs), coeffs, x, golden["output"])
+    found = solve(edm(sigma_data=0.5)(coeffs), coeffs, x, golden["output"])
     np.testing.assert_allclose(found.x0, golden["denoised"], rtol=1e-5, atol=1e-5)
     assert math.isclose(float(golden["c_in"][1]), (0.3**2 + 0.5**2) ** -0.5, rel_tol=1e-6)

@@ -5,6 +5,9 @@ import pytest
 
 from diffjax.diffusion import resampling
 
+draw = jax.jit(resampling.draw, static_argnums=2)
+update = jax.jit(resampling.update)
+
 
 def loss(t):
     return jnp.exp(-6.0 * t) + 0.05
@@ -17,20 +20,20 @@ def filled(bins=20, length=4):
     """A history in which every bin has seen its own losses."""
     history = resampling.init(bins=bins, length=length)
     t = jnp.linspace(0.0, 1.0, 20 * bins * length + 1)[1:]
-    return resampling.update(history, t, loss(t))
+    return update(history, t, loss(t))
 
 
 def test_times_are_uniform_until_every_history_is_full():
     history = resampling.init(bins=4, length=2)
     t = jnp.array([0.1, 0.1, 0.3, 0.3, 0.6, 0.6, 0.9])
-    history = resampling.update(history, t, jnp.full(7, 5.0))
+    history = update(history, t, jnp.full(7, 5.0))
     np.testing.assert_array_equal(history.counts, [2, 2, 2, 1])
     np.testing.assert_allclose(resampling.probabilities(history), 0.25)
-    drawn, weight = resampling.draw(history, jax.random.key(0), 20_000)
+    drawn, weight = draw(history, jax.random.key(0), 20_000)
     np.testing.assert_allclose(weight, 1.0)
     shares, _ = np.histogram(drawn, bins=10, range=(0.0, 1.0))
     np.testing.assert_allclose(shares / 20_000, 0.1, atol=0.01)
-    assert not np.allclose(resampling.probabilities(resampling.update(history, t[-1:], jnp.ones(1))), 0.25)
+    assert not np.allclose(resampling.probabilities(update(history, t[-1:], jnp.ones(1))), 0.25)
 
 
 def test_probabilities_by_hand():
@@ -44,7 +47,7 @@ def test_probabilities_by_hand():
 
 def test_the_weighted_mean_is_that_of_uniform_times_with_less_variance():
     count = 100_000
-    t, weight = jax.jit(resampling.draw, static_argnums=2)(filled(), jax.random.key(0), count)
+    t, weight = draw(filled(), jax.random.key(0), count)
     assert t.min() > 0.0
     assert t.max() < 1.0
     terms = np.asarray(weight * loss(t), np.float64)
@@ -59,7 +62,6 @@ def test_updates_of_whole_batches_are_those_of_one_example_after_another():
     random = np.random.default_rng(0)
     whole = single = resampling.init(bins=bins, length=length)
     expected = {k: [] for k in range(bins)}
-    update = jax.jit(resampling.update)
     for _ in range(4):
         # Bin 1 is met more often in a batch than its history is long.
         t = np.where(random.random(9) < 0.5, 0.3, random.uniform(0.01, 1.0, 9)).astype(np.float32)
@@ -78,14 +80,14 @@ def test_updates_of_whole_batches_are_those_of_one_example_after_another():
 
 def test_a_grid_of_as_many_steps_as_bins_has_a_bin_for_each():
     t = jnp.arange(1, 1001, dtype=jnp.float32) / 1000
-    history = resampling.update(resampling.init(bins=1000, length=1), t, jnp.arange(1000.0))
+    history = update(resampling.init(bins=1000, length=1), t, jnp.arange(1000.0))
     np.testing.assert_array_equal(history.counts, 1)
     np.testing.assert_array_equal(history.losses[:, 0], np.arange(1000.0))
 
 
 def test_losses_that_are_not_finite_are_left_out():
     t = jnp.full(3, 0.3)
-    history = resampling.update(resampling.init(bins=2, length=2), t, jnp.array([1.0, jnp.nan, jnp.inf]))
+    history = update(resampling.init(bins=2, length=2), t, jnp.array([1.0, jnp.nan, jnp.inf]))
     np.testing.assert_array_equal(history.counts, [1, 0])
     np.testing.assert_array_equal(history.losses, [[1.0, 0.0], [0.0, 0.0]])
 

@@ -132,7 +132,7 @@ def test_a_mixture_is_sampled_in_its_proportions(schedule, solver):
 def test_any_prediction_samples_the_same_images(name):
     """A network that predicts another quantity of the same denoiser is the same denoiser."""
     exact = gaussian_denoiser(SCHEDULE, 0.3, 0.5)
-    row = PREDICTIONS[name]
+    row = PREDICTIONS[name]()
 
     def net(x, level):
         # The time of a log-SNR, to evaluate the oracle there.
@@ -155,7 +155,7 @@ def test_a_denoiser_tells_the_network_its_log_snr_and_returns_float32():
         return x.astype(jnp.bfloat16)
 
     t = jnp.array([0.2, 0.9])
-    estimate = make_denoiser(net, SCHEDULE, PREDICTIONS["v"])(jnp.ones((2, 3, 3, 1)), t)
+    estimate = make_denoiser(net, SCHEDULE, PREDICTIONS["v"]())(jnp.ones((2, 3, 3, 1)), t)
     np.testing.assert_array_equal(seen[0], logsnr(SCHEDULE(t)))
     assert estimate.x0.dtype == estimate.eps.dtype == jnp.float32
 

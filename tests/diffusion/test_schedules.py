@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffjax.diffusion import schedules
-from diffjax.diffusion.schedules import cosine, linear_flow, logsnr
+from diffjax.diffusion.schedules import cosine, linear_flow, logsnr, time_at
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
 COSINES = {
@@ -17,7 +17,17 @@ COSINES = {
     "cosine, -8 to 10": cosine(logsnr_min=-8.0, logsnr_max=10.0),
 }
 SCHEDULES = COSINES | {"flow": linear_flow(), "flow, 0.01": linear_flow(sigma_min=0.01)}
-NEAR_ENDS = np.array([0.0, 1e-6, 1e-4, 1e-2, 0.3, 0.5, 0.7, 0.99, 1 - 1e-4, 1 - 1e-6, 1.0], np.float32)
+EVERY = {name: factory() for name, factory in schedules.SCHEDULES.items()} | {
+    "flow, shift 3": linear_flow(sigma_min=0.0, shift=3.0),
+    "cosine, shift 4": cosine(shift=4.0),
+    "ddpm, zero terminal": schedules.ddpm(betas="scaled_linear", zero_terminal_snr=True),
+    "ddpm, cosine": schedules.ddpm(betas="cosine"),
+    "vp, scaled": schedules.vp(beta_min=0.85, beta_max=12.0, scaled=True),
+}
+# Off the grid of the discrete processes, on which their derivatives jump.
+NEAR_ENDS = np.array(
+    [0.0, 1e-6, 1.3e-4, 1.03e-2, 0.3003, 0.5004, 0.7003, 0.9903, 1 - 1.3e-4, 1 - 1e-6, 1.0], np.float32
+)
 
 
 def each(table):
@@ -30,19 +40,22 @@ def test_cosine_preserves_the_variance(schedule):
     np.testing.assert_allclose(coeffs.alpha**2 + coeffs.sigma**2, 1.0, rtol=1e-6)
 
 
-@each(SCHEDULES)
+@each(EVERY)
 def test_derivatives_are_those_of_the_levels(schedule):
     with jax.enable_x64(True):
-        t = jnp.linspace(0.0, 1.0, 21, dtype=jnp.float64)
+        # Not at the ends, where some are infinite, nor on the grid of the discrete ones, where they jump.
+        t = (jnp.round(jnp.linspace(12.0, 988.0, 21, dtype=jnp.float64)) + 0.37) / 1000.0
         coeffs, speeds = jax.jvp(schedule, (t,), (jnp.ones_like(t),))
-        np.testing.assert_allclose(coeffs.d_alpha, speeds.alpha, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(coeffs.d_sigma, speeds.sigma, rtol=1e-9, atol=1e-12)
-        h = 1e-5
-        central = (schedule(t + h).sigma - schedule(t - h).sigma) / (2.0 * h)
-        np.testing.assert_allclose(coeffs.d_sigma, central, rtol=1e-4, atol=1e-8)
+        h = 1e-6
+        before, after = schedule(t - h), schedule(t + h)
+        for name in ("alpha", "sigma"):
+            slope = getattr(coeffs, f"d_{name}")
+            np.testing.assert_allclose(slope, getattr(speeds, name), rtol=1e-9, atol=1e-12)
+            central = (getattr(after, name) - getattr(before, name)) / (2.0 * h)
+            np.testing.assert_allclose(slope, central, rtol=1e-4, atol=1e-8)
 
 
-@each(SCHEDULES)
+@each(EVERY)
 def test_single_precision_loses_nothing_at_either_end(schedule):
     single = schedule(jnp.asarray(NEAR_ENDS))
     with jax.enable_x64(True):
@@ -51,8 +64,26 @@ def test_single_precision_loses_nothing_at_either_end(schedule):
     assert double.alpha.dtype == np.float64
     for name, low, high in zip(single._fields, single, double, strict=True):
         assert low.dtype == np.float32
-        np.testing.assert_allclose(low, high, rtol=2e-6, err_msg=name)
-    np.testing.assert_allclose(logsnr(single), level, rtol=2e-6, atol=1e-5)
+        np.testing.assert_allclose(low, high, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(logsnr(single), level, rtol=1e-5, atol=1e-5)
+
+
+@each(EVERY)
+def test_the_inverse_of_log_snr_is_accurate_near_both_ends(schedule):
+    t = np.array([1e-4, 1e-2, 0.5, 0.99, 1 - 1e-4], np.float32)
+    with jax.enable_x64(True):
+        level = np.asarray(logsnr(schedule(jnp.asarray(t, jnp.float64))))
+        found = time_at(schedule, jnp.asarray(level))
+        np.testing.assert_allclose(found, t, rtol=1e-9)
+    low = time_at(schedule, jnp.asarray(level, jnp.float32))
+    assert low.dtype == np.float32
+    with jax.enable_x64(True):
+        reached = np.asarray(logsnr(schedule(jnp.asarray(low, jnp.float64))))
+    with jax.enable_x64(True):
+        wide = jnp.asarray(t, jnp.float64)
+        slope = np.abs(jax.jvp(lambda t: logsnr(schedule(t)), (wide,), (jnp.ones_like(wide),))[1])
+    # What rounding the time alone costs, and a little.
+    assert (np.abs(reached - level) < 1e-5 * (1.0 + np.abs(level)) + 1.2e-7 * t * slope).all()
 
 
 @pytest.mark.parametrize("shift", [0.25, 1.0, 4.0])

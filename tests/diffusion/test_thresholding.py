@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import cosine, expand
+from diffjax.diffusion.schedules import cosine, expand, trigonometric
 from diffjax.diffusion.thresholding import THRESHOLDS, dynamic, none, static, thresholded
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
@@ -56,3 +56,44 @@ def test_the_noise_agrees_with_the_thresholded_data(name):
     np.testing.assert_allclose(wide.alpha * estimate.x0 + wide.sigma * estimate.eps, x, atol=2e-6)
     changed = float(jnp.abs(estimate.eps - denoise(x, t).eps).max()) > 1e-3
     assert changed == (name != "none")
+
+
+def test_what_was_made_inconsistent_stays_so():
+    """CFG++ pairs a guided x0 with another noise; eps moves only by what the threshold moves x0."""
+    schedule, t = cosine(), jnp.array([0.1, 0.5])
+    x, wide = jnp.stack([DARK, BRIGHT]), expand(schedule(t), BRIGHT[None])
+    estimate = thresholded(lambda x, t: Estimate(2.0 * x, 0.3 * x), schedule, static())(x, t)
+    before = wide.alpha * 2.0 * x + wide.sigma * 0.3 * x
+    np.testing.assert_allclose(
+        wide.alpha * estimate.x0 + wide.sigma * estimate.eps, before, rtol=1e-5, atol=1e-5
+    )
+    inside = np.abs(2.0 * x) <= 1.0
+    np.testing.assert_array_equal(estimate.eps[inside], (0.3 * x)[inside])
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_the_learned_variance_is_kept(name):
+    x, t = jnp.stack([DARK, BRIGHT]), jnp.array([0.1, 0.5])
+    denoise = thresholded(lambda x, t: Estimate(x, x, 0.5 * x), cosine(), THRESHOLDS[name]())
+    np.testing.assert_array_equal(denoise(x, t).fraction, 0.5 * x)
+
+
+@pytest.mark.parametrize("name", THRESHOLDS)
+def test_it_is_finite_without_noise(name):
+    x = jnp.stack([DARK, BRIGHT])
+    estimate = thresholded(lambda x, t: Estimate(x, x), trigonometric(), THRESHOLDS[name]())(x, jnp.zeros(2))
+    np.testing.assert_array_equal(estimate.x0, THRESHOLDS[name]()(x))
+    np.testing.assert_array_equal(estimate.eps, x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"percentile": 0.0}, r"percentile is 0.0; expected a number in \(0, 1\]"),
+        ({"percentile": 99.5}, r"percentile is 99.5; expected a number in \(0, 1\]"),
+        ({"max_value": 0.5}, "max_value is 0.5; expected at least 1, or None"),
+    ],
+)
+def test_a_bad_setting_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        dynamic(**settings)

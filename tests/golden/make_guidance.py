@@ -62,6 +62,16 @@ def main() -> None:
         result[f"repaint/{number}/settings"] = torch.tensor([steps, jump, repeats])
         result[f"repaint/{number}/path"] = scheduler.timesteps
 
+    scheduler = RePaintScheduler(num_train_timesteps=100, eta=1.0, clip_sample=False)
+    scheduler.set_timesteps(10, 5, 1)
+    known, eps, x = (normal(*shape, seed=30 + i) for i in range(3))
+    mask = (normal(*shape, seed=33) > 0.0).float()
+    step = scheduler.step(eps, 50, x, known, mask, generator=torch.Generator().manual_seed(34))
+    result |= {"repaint_step/known": known, "repaint_step/eps": eps, "repaint_step/x": x}
+    result |= {"repaint_step/mask": mask, "repaint_step/noise": normal(*shape, seed=34)}
+    result |= {"repaint_step/result": step.prev_sample, "repaint_step/x0": step.pred_original_sample}
+    result |= {"repaint_step/alphas": scheduler.alphas_cumprod[[50, 40]].sqrt()}
+
     arrays = {name: value.numpy() for name, value in result.items()}
     np.savez_compressed(Path(__file__).parent / "guidance.npz", **arrays)
 

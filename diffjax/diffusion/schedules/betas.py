@@ -56,13 +56,17 @@ def from_betas(betas: np.ndarray) -> Schedule:
     count = len(betas)
 
     def schedule(t: jax.Array) -> Coeffs:
-        position = t * count
-        left = jnp.clip(jnp.ceil(position).astype(int) - 1, 0, count - 1)
-        share = position - left
+        t = jnp.asarray(t)
+        # Counted from the nearer end, so that neither loses precision.
+        early, position, rest = t < 0.5, t * count, (1.0 - t) * count
+        left = jnp.where(early, jnp.ceil(position) - 1, count - 1 - jnp.floor(rest)).astype(int)
+        left = jnp.clip(left, 0, count - 1)
+        after = jnp.where(early, position - left, 1.0 - (rest - (count - 1 - left)))
+        before = jnp.where(early, 1.0 - after, rest - (count - 1 - left))
 
         def between(table: np.ndarray) -> jax.Array:
             values = jnp.asarray(table, t.dtype)
-            return (1.0 - share) * values[left] + share * values[left + 1]
+            return before * values[left] + after * values[left + 1]
 
         alpha, sigma = jnp.sqrt(between(signal)), jnp.sqrt(between(noise))
         speed = count * jnp.asarray(np.diff(noise), t.dtype)[left]  # of sigma^2
