@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from diffjax import config as configs
 from diffjax import stage as stages
 from diffjax.errors import UserError
-from diffjax.experiment import build_encoder, build_sampler, build_stage
+from diffjax.experiment import build_encoder, build_sampler, build_stage, check_sampler
 from diffjax.nn.conditioning import Cond
 from diffjax.parallel.mesh import batch_sharding, make_mesh
 from diffjax.parallel.rules import Rules, param_shardings
@@ -85,6 +86,7 @@ def _load(
     if not (folder / FOLDER).is_dir():
         raise UserError(f"stage {name!r}: there is no checkpoint in {folder}; train it first.")
     model = build_stage(config, text_embed=text_embed)
+    check_sampler(model.stage, settings, f"stages.{name}.sampler")
     shardings = param_shardings(mesh, Rules(), model.shapes, model.axes)
     abstract = jax.tree.map(
         lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
@@ -153,7 +155,7 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
     """
     count = keys.shape[0]
     results: list[list[np.ndarray]] = [[] for _ in cascade.stages]
-    runs = [functools.partial(_sampler(item.stage, item.settings), item.params) for item in cascade.stages]
+    runs = [functools.partial(sampler(item.stage, item.settings), item.params) for item in cascade.stages]
     for start in range(0, count, batch_size):
         # The last batch is filled up with copies, so that all batches run the same program.
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
@@ -168,7 +170,19 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
     return [np.concatenate(parts) for parts in results]
 
 
+def sampler(stage: Stage, settings: SamplerSettings) -> Any:
+    """The jitted sampler of a stage, `(params, cond, keys, low_res) -> images`.
+
+    Compiled once per process and batch shape: another seed, prompt or guidance scale runs the same program.
+    """
+    scale = settings.guidance_scale
+    if scale == settings.guidance.off_at:
+        return _compiled(stage, settings)
+    # The scale is an argument of the program, not a part of it.
+    program = _compiled(stage, dataclasses.replace(settings, guidance_scale=0.0))
+    return functools.partial(program, guidance_scale=jnp.float32(scale))
+
+
 @functools.lru_cache(maxsize=16)
-def _sampler(stage: Stage, settings: SamplerSettings) -> Any:
-    """The jitted sampler of a stage; compiled once per process and batch shape."""
+def _compiled(stage: Stage, settings: SamplerSettings) -> Any:
     return jax.jit(functools.partial(stages.sample, stage, settings))

@@ -48,6 +48,10 @@ def stage_config() -> ConfigDict:
             "target": {"name": "v"},  # where the error is measured
             "weighting": {"name": "unit"},
             "times": {"name": "stratified"},
+            "inputs": {"name": "logsnr"},  # how the network is told the noise level
+            "penalty": {"name": "squared"},
+            "coupling": {"name": "independent"},  # which noise goes with which image
+            "vlb_weight": 0.0,  # above 0: the variance is learned too (improved DDPM: 0.001)
         }
     )
     config.optimizer = ConfigDict(
@@ -75,7 +79,11 @@ def sampler_config(**changes: Any) -> ConfigDict:
     values = {
         "solver": {"name": "ddim"},
         "num_steps": 50,
-        "guidance_scale": 2.0,
+        "times": {"name": "uniform"},
+        "guidance": {"name": "classifier_free"},
+        "guidance_scale": 2.0,  # 1 is off
+        "guidance_interval": (0.0, 1.0),
+        "two_passes": False,  # with and without the condition one after the other: less memory
         "threshold": {"name": "dynamic", "percentile": 0.995},
         "aug_level": 0.1,
     }

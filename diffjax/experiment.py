@@ -17,7 +17,19 @@ from diffjax.data.emoji import load_emoji
 from diffjax.data.loader import make_loader
 from diffjax.data.source import Source
 from diffjax.data.transforms import random_crop, resize
-from diffjax.diffusion import predictions, schedules, solvers, thresholding, timesteps, weightings
+from diffjax.diffusion import (
+    couplings,
+    grids,
+    guidance_rules,
+    inputs,
+    losses,
+    predictions,
+    schedules,
+    solvers,
+    thresholding,
+    timesteps,
+    weightings,
+)
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
@@ -30,7 +42,6 @@ from diffjax.text.minilm import load_minilm
 from diffjax.training.optimizer import adamw, learning_rate_schedule
 
 MODELS = {"dit": DiT, "unet": UNet}
-SCHEDULES = {"cosine": schedules.cosine, "linear_flow": schedules.linear_flow}
 SOURCES: dict[str, Callable[..., Any]] = {"emoji": load_emoji}
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"minilm": load_minilm}
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -110,23 +121,34 @@ def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
     check_stage(config)
     diffusion = config.diffusion
     dtype = choose(DTYPES, config.dtype, "dtype")
-    model = build(MODELS, config.model, "model", dtype=dtype)
+    channels = {"out_channels": 6} if diffusion.vlb_weight else {}  # the variance is learned too
+    model = build(MODELS, config.model, "model", dtype=dtype, **channels)
+
+    def entry(table: Mapping[str, Callable[..., Any]], key: str) -> Any:
+        return build(table, without_foreign(table, diffusion[key]), f"diffusion.{key}")
+
+    prediction, target = (entry(predictions.PREDICTIONS, key) for key in ("prediction", "target"))
     stage = Stage(
         net=_bind(model),
-        schedule=build(SCHEDULES, diffusion.schedule, "diffusion.schedule"),
-        prediction=build(predictions.PREDICTIONS, diffusion.prediction, "diffusion.prediction"),
-        target=build(predictions.PREDICTIONS, diffusion.target, "diffusion.target"),
-        weighting=build(weightings.WEIGHTINGS, diffusion.weighting, "diffusion.weighting"),
-        times=build(timesteps.TIMESTEPS, diffusion.times, "diffusion.times"),
+        schedule=entry(schedules.SCHEDULES, "schedule"),
+        prediction=prediction,
+        # The same object, so that the loss knows.
+        target=prediction if diffusion.target == diffusion.prediction else target,
+        weighting=entry(weightings.WEIGHTINGS, "weighting"),
+        times=entry(timesteps.TIMESTEPS, "times"),
+        inputs=entry(inputs.INPUTS, "inputs"),
+        penalty=entry(losses.PENALTIES, "penalty"),
+        coupling=entry(couplings.COUPLINGS, "coupling"),
+        vlb_weight=float(diffusion.vlb_weight),
         resolution=config.resolution,
         low_res=config.low_res.resolution,
         max_aug_level=config.low_res.max_aug_level,
         drop_text=config.text.drop,
     )
-    inputs = _example_inputs(config, text_embed)
+    examples = _example_inputs(config, text_embed)
 
     def init(key: jax.Array) -> Any:
-        return model.init(key, *inputs)["params"]
+        return model.init(key, *examples)["params"]
 
     try:
         boxed = jax.eval_shape(init, jax.random.key(0))
@@ -197,14 +219,33 @@ def build_sampler(config: ConfigDict, key: str) -> SamplerSettings:
         raise UserError(f"{key}.num_steps={config.num_steps}; expected at least 1.")
     if not 0.0 <= config.aug_level <= 1.0:
         raise UserError(f"{key}.aug_level={config.aug_level}; expected a number from 0 to 1.")
-    thresholds = thresholding.THRESHOLDS
+    low, high = config.guidance_interval
+    if not 0.0 <= low < high <= 1.0:
+        raise UserError(f"{key}.guidance_interval={(low, high)}; expected two rising numbers from 0 to 1.")
+
+    def entry(table: Mapping[str, Callable[..., Any]], name: str) -> Any:
+        return build(table, without_foreign(table, config[name]), f"{key}.{name}")
+
     return SamplerSettings(
-        solver=build(solvers.SOLVERS, without_foreign(solvers.SOLVERS, config.solver), f"{key}.solver"),
+        solver=entry(solvers.SOLVERS, "solver"),
         num_steps=config.num_steps,
         guidance_scale=float(config.guidance_scale),
-        threshold=build(thresholds, without_foreign(thresholds, config.threshold), f"{key}.threshold"),
+        threshold=entry(thresholding.THRESHOLDS, "threshold"),
         aug_level=float(config.aug_level),
+        times=entry(grids.TIME_GRIDS, "times"),
+        guidance=entry(guidance_rules.GUIDANCES, "guidance"),
+        guidance_interval=(float(low), float(high)),
+        two_passes=config.two_passes,
     )
+
+
+def check_sampler(stage: Stage, settings: SamplerSettings, key: str) -> None:
+    """Refuse a sampler that the stage's process does not allow, before anything is compiled."""
+    try:
+        times = settings.times(stage.schedule, settings.num_steps)
+        grids.check_grid(times, stage.schedule, stage.prediction, settings.solver)
+    except ValueError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:

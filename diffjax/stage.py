@@ -11,9 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax.diffusion import grids, guidance, noise, sampling, thresholding
+from diffjax.diffusion import guidance, noise, sampling, thresholding
+from diffjax.diffusion.couplings import Coupling, independent
 from diffjax.diffusion.denoiser import Denoiser, make_denoiser
-from diffjax.diffusion.losses import denoising_loss
+from diffjax.diffusion.grids import TimeGrid, check_grid, uniform
+from diffjax.diffusion.guidance_rules import Guidance, classifier_free
+from diffjax.diffusion.inputs import Inputs, logsnr_input
+from diffjax.diffusion.learned_variance import hybrid_loss
+from diffjax.diffusion.losses import Penalty, denoising_loss, squared
 from diffjax.diffusion.predictions import Prediction
 from diffjax.diffusion.schedules import Schedule, corrupt, logsnr
 from diffjax.diffusion.solvers import Solver
@@ -29,12 +34,17 @@ class Stage:
     """A stage's objects.
 
     Attributes:
-      net: `(params, x, logsnr, cond, dropout_key=None) -> prediction`; the key is given in training only.
+      net: `(params, x, time_input, cond, dropout_key=None) -> prediction`; the key is given in training.
       schedule: the noise schedule, also of the noise on low-resolution images.
       prediction: what the network's output means.
       target: where the training error is measured.
       weighting: weights of noise levels in training.
       times: which times are drawn in training.
+      inputs: how the network is shown `x_t` and told the noise level.
+      penalty: of an error.
+      coupling: which noise goes with which image of a batch.
+      vlb_weight: where the network also learns the variance (twice the channels), the weight of the
+        variational bound in the loss; 0 where it does not.
       resolution: side of the images that it makes, in pixels.
       low_res: side of the images that it starts from; 0 for a base stage.
       max_aug_level: in training, the level of noise on the low-resolution image is uniform in
@@ -49,6 +59,10 @@ class Stage:
     weighting: Weighting
     times: TimeSampler
     resolution: int
+    inputs: Inputs = dataclasses.field(default_factory=logsnr_input)
+    penalty: Penalty = dataclasses.field(default_factory=squared)
+    coupling: Coupling = dataclasses.field(default_factory=independent)
+    vlb_weight: float = 0.0
     low_res: int = 0
     max_aug_level: float = 1.0
     drop_text: float = 0.1
@@ -61,9 +75,14 @@ class SamplerSettings:
     Attributes:
       solver: the solver.
       num_steps: its number of steps.
-      guidance_scale: classifier-free guidance; 1 is off.
+      guidance_scale: how strongly it is guided; 1 is off.
       threshold: keeps the estimates in range.
       aug_level: noise put on the low-resolution image, in [0, 1].
+      times: the time grid.
+      guidance: how the estimates with and without the condition are combined.
+      guidance_interval: the times between which there is guidance.
+      two_passes: whether those estimates are made one after the other, which takes less memory, rather than
+        as one batch.
     """
 
     solver: Solver
@@ -71,6 +90,10 @@ class SamplerSettings:
     guidance_scale: float
     threshold: thresholding.Threshold
     aug_level: float = 0.0
+    times: TimeGrid = dataclasses.field(default_factory=uniform)
+    guidance: Guidance = dataclasses.field(default_factory=classifier_free)
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    two_passes: bool = False
 
 
 def to_model_range(images: jax.Array) -> jax.Array:
@@ -120,13 +143,14 @@ def loss(stage: Stage, params: Params, batch: dict[str, jax.Array], key: jax.Arr
     Args:
       stage: the stage.
       params: the network's parameters.
-      batch: `image` uint8 `[batch, h, w, 3]` (the stage's resolution, or a crop), `text`, `mask`, `pooled`.
+      batch: `image` uint8 `[batch, h, w, 3]` (the stage's resolution, or a crop), `text`, `mask`, `pooled`;
+        with `noise` of the image's shape where pairs are given (reflow).
       key: all randomness of this batch.
 
     Returns:
       `[batch]`.
     """
-    names = ("noise", "time", "drop", "aug", "level", "dropout")
+    names = ("noise", "time", "drop", "aug", "level", "dropout", "couple")
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
     x0 = to_model_range(batch["image"])
     count = x0.shape[0]
@@ -141,16 +165,21 @@ def loss(stage: Stage, params: Params, batch: dict[str, jax.Array], key: jax.Arr
     def net(x: jax.Array, level: jax.Array) -> jax.Array:
         return stage.net(params, x, level, cond, keys["dropout"])
 
-    return denoising_loss(
-        net,
-        stage.schedule,
-        prediction=stage.prediction,
-        target=stage.target,
-        weighting=stage.weighting,
-        x0=x0,
-        eps=jax.random.normal(keys["noise"], x0.shape),
-        t=stage.times(keys["time"], count),
-    )
+    noises = batch["noise"] if "noise" in batch else jax.random.normal(keys["noise"], x0.shape)
+    x0, noises = stage.coupling(keys["couple"], x0, noises)
+    settings: dict[str, Any] = {
+        "prediction": stage.prediction,
+        "target": stage.target,
+        "weighting": stage.weighting,
+        "inputs": stage.inputs,
+        "penalty": stage.penalty,
+        "x0": x0,
+        "eps": noises,
+        "t": stage.times(keys["time"], count),
+    }
+    if stage.vlb_weight:
+        return hybrid_loss(net, stage.schedule, vlb_weight=stage.vlb_weight, **settings)
+    return denoising_loss(net, stage.schedule, **settings)
 
 
 def sample(
@@ -160,6 +189,7 @@ def sample(
     cond: Cond,
     keys: jax.Array,
     low_res: jax.Array | None = None,
+    guidance_scale: float | jax.Array | None = None,
 ) -> jax.Array:
     """Sample the stage: one compiled program when jitted with `stage` and `settings` static.
 
@@ -170,10 +200,18 @@ def sample(
       cond: the text conditions.
       keys: a PRNG key for each example, `[batch]`.
       low_res: for a super-resolution stage, images in [-1, 1], `[batch, stage.low_res, stage.low_res, 3]`.
+      guidance_scale: in place of that of the settings; as an argument of the program it can change without
+        compiling anew.
 
     Returns:
       images in [-1, 1], `[batch, resolution, resolution, 3]`, float32.
+
+    Raises:
+      ValueError: the time grid is none, or the prediction is singular at one of its times.
     """
+    times = check_grid(
+        settings.times(stage.schedule, settings.num_steps), stage.schedule, stage.prediction, settings.solver
+    )
     noise_keys, aug_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(2))
     if (low_res is None) == bool(stage.low_res):
         raise ValueError("low_res must be given to a super-resolution stage, and to no other")
@@ -186,9 +224,18 @@ def sample(
         def net(x: jax.Array, level: jax.Array) -> jax.Array:
             return stage.net(params, x, level, cond)
 
-        return make_denoiser(net, stage.schedule, stage.prediction)
+        return make_denoiser(
+            net, stage.schedule, stage.prediction, stage.inputs, learned_variance=stage.vlb_weight > 0.0
+        )
 
-    denoise = guidance.classifier_free(denoiser_of, cond, null_text(cond), settings.guidance_scale)
+    null_cond = null_text(cond)
+    pair = (
+        guidance.in_turn(denoiser_of(cond), denoiser_of(null_cond))
+        if settings.two_passes
+        else guidance.one_batch(denoiser_of, cond, null_cond)
+    )
+    scale = settings.guidance_scale if guidance_scale is None else guidance_scale
+    denoise = guidance.guided(pair, settings.guidance, stage.schedule, scale, settings.guidance_interval)
     denoise = thresholding.thresholded(denoise, stage.schedule, settings.threshold)
     images = sampling.sample(
         denoise,
@@ -196,6 +243,6 @@ def sample(
         settings.solver,
         keys=noise_keys,
         shape=(stage.resolution, stage.resolution, 3),
-        times=grids.uniform()(stage.schedule, settings.num_steps),
+        times=times,
     )
     return jnp.clip(images, -1.0, 1.0)

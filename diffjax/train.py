@@ -28,6 +28,7 @@ from diffjax.experiment import (
     build_source,
     build_stage,
     build_text_table,
+    check_sampler,
     check_stage,
     to_cond,
 )
@@ -83,6 +84,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         table = build_text_table(config, encoder, source.captions, log=print)
         loader = build_loader(config, source, table)
         model = build_stage(config, text_embed=encoder.embed)
+        check_sampler(model.stage, preview_settings, "preview.sampler")
 
         # Where each array lives, and the state: restored, or new.
         places = param_shardings(mesh, Rules(), model.shapes, model.axes)

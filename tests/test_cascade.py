@@ -8,7 +8,7 @@ import pytest
 from diffjax.cascade import Cascade, TrainedStage, _chain, generate, image_keys
 from diffjax.diffusion import predictions, thresholding, timesteps, weightings
 from diffjax.diffusion.schedules import cosine
-from diffjax.diffusion.solvers import ddim, ddpm
+from diffjax.diffusion.solvers.ancestral import ddim, ddpm
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.nn.conditioning import Cond

@@ -10,7 +10,7 @@ import pytest
 from diffjax import stage as stages
 from diffjax.diffusion import predictions, thresholding, timesteps, weightings
 from diffjax.diffusion.schedules import cosine, logsnr
-from diffjax.diffusion.solvers import ddim, ddpm
+from diffjax.diffusion.solvers.ancestral import ddim, ddpm
 from diffjax.nn.conditioning import Cond
 from diffjax.stage import SamplerSettings, Stage
 

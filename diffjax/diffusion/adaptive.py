@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.diffusion.denoiser import Denoiser
-from diffjax.diffusion.predictions import Estimate, combine, velocity
+from diffjax.diffusion.predictions import combine, velocity
 from diffjax.diffusion.schedules import Schedule
 from diffjax.diffusion.solvers.base import evaluate
 
@@ -51,8 +51,7 @@ def adaptive(
         raise ImportError("`adaptive` needs diffrax: run `pip install 'diffjax[ode]'`") from error
 
     def field(t: jax.Array, x: jax.Array, _: None) -> jax.Array:
-        estimate: Estimate = evaluate(denoise, x, t)
-        return combine(velocity(schedule(t)), estimate)
+        return combine(velocity(schedule(t)), evaluate(denoise, x, t))
 
     def error_norm(scaled: jax.Array) -> jax.Array:
         return jnp.sqrt(jnp.max(jnp.mean(scaled**2, axis=tuple(range(1, scaled.ndim)))))

@@ -12,6 +12,7 @@ import numpy as np
 
 from diffjax.diffusion.predictions import Prediction, determinant
 from diffjax.diffusion.schedules import Schedule, logsnr, time_at
+from diffjax.diffusion.solvers.base import Solver
 
 TimeGrid = Callable[[Schedule, int], np.ndarray]
 
@@ -233,21 +234,25 @@ def check_times(times: np.ndarray, *, rising: bool = False) -> np.ndarray:
     return times
 
 
-def check_prediction(schedule: Schedule, prediction: Prediction, times: np.ndarray) -> None:
-    """Refuse a grid that evaluates a network where its prediction says nothing of the data or of the noise.
+def check_grid(times: np.ndarray, schedule: Schedule, prediction: Prediction, solver: Solver) -> np.ndarray:
+    """Return a time grid if a solver can go through it with a network of this prediction.
 
     Raises:
-      ValueError: at one of the times (but the last, where nothing is evaluated) the prediction is singular.
+      ValueError: the times are no grid, or at one of those at which the network is evaluated its prediction
+        says nothing of the data or of the noise.
     """
+    times = check_times(times, rising=solver.rises)
+    evaluated = times if solver.at_end else times[:-1]
     with jax.ensure_compile_time_eval():
-        coeffs = schedule(jnp.asarray(times[:-1], jnp.float32))
+        coeffs = schedule(jnp.asarray(evaluated, jnp.float32))
         sizes = np.abs(np.asarray(determinant(prediction(coeffs), coeffs)))
     bad = ~np.isfinite(sizes) | (sizes == 0.0)
     if bad.any():
         raise ValueError(
-            f"the prediction is singular at t = {times[:-1][bad][0]:g}, where the time grid evaluates it: "
-            "it does not determine the data there. Predict v or velocity, or keep the grid away from that end."
+            f"the prediction is singular at t = {evaluated[bad][0]:g}, where the time grid evaluates it: it "
+            "does not determine the data there. Predict v or velocity, or keep the grid away from that end."
         )
+    return times
 
 
 def _levels(schedule: Schedule, times: Sequence[float]) -> np.ndarray:

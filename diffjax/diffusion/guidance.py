@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from diffjax.diffusion import guidance_rules
 from diffjax.diffusion.denoiser import Denoiser
 from diffjax.diffusion.guidance_rules import Guidance, moved
 from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import Coeffs, Schedule, expand
+from diffjax.diffusion.schedules import Schedule, expand
 from diffjax.diffusion.solvers.base import Solver
 
 Condition = TypeVar("Condition")
@@ -198,14 +197,6 @@ def modulate(pooled: jax.Array, positive: jax.Array, negative: jax.Array, w: flo
     It takes no second pass.
     """
     return pooled + w * (positive - negative)
-
-
-def classifier_free(
-    denoiser_of: Callable[[Condition], Denoiser], cond: Condition, null_cond: Condition, guidance_scale: Scale
-) -> Denoiser:
-    """Classifier-free guidance in one batch: `null + guidance_scale (cond - null)`."""
-    pair = one_batch(denoiser_of, cond, null_cond)
-    return guided(pair, guidance_rules.classifier_free(), lambda t: Coeffs(t, t, t, t), guidance_scale)
 
 
 def wide(scale: Scale, x: jax.Array, t: jax.Array) -> jax.Array:

@@ -43,9 +43,9 @@ def posterior(now: Coeffs, then: Coeffs, x: jax.Array, x0: jax.Array) -> tuple[j
 def log_variance(schedule: Schedule, t: jax.Array, s: jax.Array, fraction: jax.Array) -> jax.Array:
     """`fraction log(large) + (1 - fraction) log(small)` (Nichol and Dhariwal, 2021, equation 15).
 
-    With q as in `posterior`, large is `sigma_t^2 (1 - q^2)` (DDPM's beta), small the posterior's own variance
-    `sigma_s^2 (1 - q^2)`. The step to s = 0 ends in the clean image, whatever noise the schedule leaves there:
-    q is 0, and small, which would be 0, is that of the next step, from `2 t` to t, as in the published code.
+    With q as in `posterior`, large is `sigma_t^2 (1 - q^2)` (DDPM's beta), small the posterior's own,
+    `sigma_s^2 (1 - q^2)`. The step to s = 0 ends in the clean image, whatever noise the schedule has there: q
+    is 0; small would be 0, and is that of the next step, from `2 t` to t, as in the published code.
 
     Args:
       schedule: the noise schedule.
@@ -99,8 +99,8 @@ def vlb_term(
 ) -> jax.Array:
     """What the step from t to s adds to the variational bound, `[batch]`, in bits per dimension.
 
-    `KL(q(x_s | x_t, x0) || p(x_s | x_t))`, or, where s = 0, the decoder's `-log p(x0 | x_t)`, whose mean is the
-    estimated x0.
+    `KL(q(x_s | x_t, x0) || p(x_s | x_t))`, or, where s = 0, the decoder's `-log p(x0 | x_t)`, whose mean is
+    the estimated x0.
 
     Args:
       estimate: the denoiser's, at `x_t`; without a fraction the variance is the small one.

@@ -73,13 +73,13 @@ def log_likelihood(
       schedule: the noise schedule.
       x0: images, `[batch, …]`. A density is of continuous data: add uniform noise to 8-bit images first.
       keys: a key for each example, for the probes.
-      times: rising times, `[num_steps + 1]`. The first is t = 0, or a little later where the network's
-        prediction is singular at t = 0; at the last, x must be the noise from which sampling starts.
+      times: the times of a sampler, decreasing, `[num_steps + 1]`; they are run through backwards. The last
+        is t = 0, or a little more where the denoiser is singular there; at the first x must be pure noise.
       divergence: the trace, or an estimate of it.
     """
     if not isinstance(times, jax.core.Tracer):
-        check_times(np.asarray(times, np.float32)[::-1])
-    times = jnp.asarray(times, jnp.float32)
+        check_times(np.asarray(times, np.float32))
+    times = jnp.asarray(times, jnp.float32)[::-1]
     coeffs = schedule(times)
     angles = jnp.arctan2(coeffs.sigma, coeffs.alpha)
     middles = time_at(schedule, -2.0 * jnp.log(jnp.tan(0.5 * (angles[1:] + angles[:-1]))))
@@ -129,13 +129,7 @@ def bits_per_dim(log_likelihood: jax.Array, size: int) -> jax.Array:
 
 
 class Bound(NamedTuple):
-    """A variational bound in bits per dimension, and its parts.
-
-    Attributes:
-      total: the bound on `-log2 p(x0) / size`, `[batch]`.
-      prior: the part of the noise at t = 1, `[batch]`.
-      terms: the parts of the steps, first the one that ends in the data, `[num_steps, batch]`.
-    """
+    """A bound in bits per dimension, `[batch]`: `total = prior + sum(terms)`, terms `[num_steps, batch]`."""
 
     total: jax.Array
     prior: jax.Array
@@ -151,7 +145,7 @@ def variational_bound(
     num_steps: int = 1000,
     decoder: Decoder = discretized_gaussian_nll,
 ) -> Bound:
-    """The bound of the chain of `num_steps` equal steps, with one draw for each (Ho et al., 2020, eq. 5).
+    """The bound of a chain of `num_steps` equal steps, with one draw for each (Ho et al., 2020, eq. 5).
 
     Args:
       denoise: the denoiser; where its estimates have a fraction, that is the variance.

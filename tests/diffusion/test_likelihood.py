@@ -47,7 +47,7 @@ def even_times(schedule, steps, start=0.0):
     """Times at which the angle of noise to signal is equally spaced, whatever the schedule's own time is."""
     ends = schedule(jnp.asarray([start, 1.0]))
     angles = np.linspace(*np.arctan2(ends.sigma, ends.alpha), steps + 1)[1:-1]
-    return np.concatenate([[start], time_at(schedule, -2.0 * np.log(np.tan(angles))), [1.0]])
+    return np.concatenate([[start], time_at(schedule, -2.0 * np.log(np.tan(angles))), [1.0]])[::-1]
 
 
 def likelihood(denoise, schedule, x0, times, divergence=None, seed=0):
@@ -86,7 +86,7 @@ def test_it_converges_at_fourth_order():
     expected = norm(MEAN, STD).logpdf(np.asarray(x0, np.float64)).sum(axis=(1, 2))
     denoise = gaussian_denoiser(schedule, MEAN, STD)
     errors = [
-        np.abs(likelihood(denoise, schedule, x0, np.linspace(0.0, 1.0, n + 1)) - expected).max()
+        np.abs(likelihood(denoise, schedule, x0, np.linspace(1.0, 0.0, n + 1)) - expected).max()
         for n in (3, 6)
     ]
     assert 11.0 < errors[0] / errors[1] < 22.0
@@ -124,7 +124,7 @@ def test_hutchinson_is_unbiased():
     schedule = trigonometric()
     denoise, covariance = coupled(schedule)
     x0 = jnp.broadcast_to(images(1), (500, 2, 1))
-    times = np.linspace(0.0, 1.0, 7)
+    times = np.linspace(1.0, 0.0, 7)
     true = likelihood(denoise, schedule, x0[:1], times)[0]
     vector = np.asarray(x0[0]).ravel()
     expected = -0.5 * (
@@ -147,9 +147,10 @@ def test_probes_come_from_each_examples_key():
     alone = hutchinson(num_probes=3)(keys_of(4)[2:3], images()[2:3])
     np.testing.assert_array_equal(probes[:, 2:3], alone)
     np.testing.assert_allclose(jnp.abs(probes), 3**-0.5, rtol=1e-6)
+    assert len(np.unique(np.sign(probes).reshape(3, -1), axis=0)) == 3
 
 
-@pytest.mark.parametrize("times", [[1.0, 0.0], [0.0, 0.5, 0.5], [0.0, 1.5], [0.5]])
+@pytest.mark.parametrize("times", [[0.0, 1.0], [0.5, 0.5, 0.0], [1.5, 0.0], [0.5]])
 def test_bad_times_are_refused(times):
     with pytest.raises(ValueError, match="time"):
         log_likelihood(None, cosine(), images(), keys=keys_of(4), times=np.asarray(times))

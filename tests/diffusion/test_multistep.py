@@ -1,4 +1,4 @@
-"""Against exact flows, and against the trajectories of diffusers and k-diffusion (golden/make_multistep.py)."""
+"""Against exact flows, and against the trajectories of diffusers and k-diffusion (make_multistep.py)."""
 
 import functools
 import itertools
@@ -25,7 +25,6 @@ VARIANTS = {
     "dpm_multistep_eps": multistep.dpm_multistep(of="eps"),
     "plms_runge_kutta": adams.plms(start="runge_kutta"),
     "unipc_1": unipc.unipc(order=1, variant="bh1"),
-    "unipc_2": unipc.unipc(variant="bh1", lower_order_final=False),
     "unipc_3": unipc.unipc(order=3, lower_order_final=False),
     "unipc_uncorrected": unipc.unipc(corrector=False, lower_order_final=False),
     **{name: make() for name, make in SOLVERS.items()},
@@ -35,7 +34,6 @@ STOCHASTIC = {name: solver for name, solver in VARIANTS.items() if solver.order 
 SCHEDULES = {"cosine": cosine(), "flow": linear_flow(), "vp": vp()}
 MEAN, STD = 0.3, 0.5
 LONGEST = 160
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
 
 each = functools.partial(pytest.mark.parametrize, "solver")
 
@@ -43,7 +41,7 @@ each = functools.partial(pytest.mark.parametrize, "solver")
 def compiled(solver, schedule_of, denoiser_of):
     """`(x, times, setting) -> x at every time`, compiled once for all numbers of steps up to LONGEST."""
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def steps(x, carry, times, count, setting):
         schedule = schedule_of(setting)
         denoise = denoiser_of(setting, schedule)
@@ -243,9 +241,15 @@ def test_samplers_agree_with_k_diffusion(name, replace_noise):
     np.testing.assert_allclose(found, GOLDEN[f"kdiffusion/{name}"], rtol=1e-5, atol=1e-5)
 
 
-@each([make() for make in SOLVERS.values()] + [multistep.dpm_multistep(order=3, of="eps")])
+# What the others do is among what these do.
+LARGEST = [
+    make() for name, make in SOLVERS.items() if name not in ("dpm_multistep", "dpmpp_2m", "dpmpp_2m_sde")
+]
+
+
+@each([*LARGEST, multistep.dpm_multistep(order=3, of="eps")])
 def test_exact_ends_give_finite_samples_and_gradients(solver, replace_noise):
-    """There is no signal at t = 1 and no noise at t = 0, and the last step returns the estimate of the data."""
+    """No signal at t = 1 and no noise at t = 0: the last step returns the estimate of the data."""
     replace_noise(np.ones((6, 2, 3), np.float32))
     schedule, known = trigonometric(), jnp.array([[0.3, -0.2, 0.9], [0.5, 0.1, -0.7]])
 
@@ -262,7 +266,7 @@ def test_exact_ends_give_finite_samples_and_gradients(solver, replace_noise):
         return x.sum(), x
 
     start, times = jnp.ones((2, 3)), jnp.linspace(1.0, 0.0, 7)
-    grad = jax.jit(jax.value_and_grad(final, argnums=(0, 1, 2), has_aux=True), compiler_options=QUICK)
+    grad = jax.jit(jax.value_and_grad(final, argnums=(0, 1, 2), has_aux=True))
     (_, found), slopes = grad(start, times, 1.0)
     np.testing.assert_allclose(found, known, atol=1e-5)
     assert all(np.isfinite(slope).all() for slope in slopes)

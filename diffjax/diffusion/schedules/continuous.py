@@ -151,7 +151,7 @@ def edm(*, sigma_max: float = 80.0) -> Schedule:
     """`alpha = 1`, `sigma = sigma_max t`: EDM's process (Karras et al., 2022), whose time is sigma itself.
 
     Which sigmas are visited is the time grid's concern (`karras`), which are trained the time sampler's
-    (`log_normal`). A float's precision is relative, so t resolves 0.002 of 80 as well as 80.
+    (`log_normal_sigma`). A float's precision is relative, so t resolves 0.002 of 80 as well as 80.
     """
     if not sigma_max > 0.0:
         raise ValueError(f"sigma_max is {sigma_max}; expected more than 0")

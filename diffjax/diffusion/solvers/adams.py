@@ -18,7 +18,7 @@ from diffjax.diffusion.solvers.history import (
 from diffjax.diffusion.solvers.multistep import exponential
 
 # The weights of m_1, m_2, ... on a uniform grid.
-_ADAMS_BASHFORTH = ([], [-1 / 2], [-16 / 12, 5 / 12], [-59 / 24, 37 / 24, -9 / 24])
+_ADAMS_BASHFORTH: tuple[list[float], ...] = ([], [-1 / 2], [-16 / 12, 5 / 12], [-59 / 24, 37 / 24, -9 / 24])
 
 
 def deis(*, order: int = 2, lower_order_final: bool = True) -> Solver:

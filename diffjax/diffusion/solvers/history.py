@@ -1,18 +1,18 @@
 """What multistep solvers have in common: estimates of earlier steps in place of further evaluations.
 
-Each step is DDIM's and the integral of a polynomial through the latest estimates `m_0, m_1, ...` (latest first),
+Each step is DDIM's and the integral of a polynomial through estimates m_0, m_1, ... (latest first):
 
     x_s = alpha_s x0 + sigma_s eps + gain sum_j w_j (m_j - m_0).
 
-The methods differ only in what is interpolated (x0 or eps), on which axis, and in the moments of the integral. The
-first step knows one estimate, so it is DDIM's, and what follows converges at second order whatever its degree: a
-higher degree lowers the error.
+The methods differ only in what is interpolated (x0 or eps), where, and in the moments of the integral.
+The first step knows one estimate, so it is DDIM's, and what follows converges at second order whatever its
+degree: a higher degree lowers the error.
 """
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +61,8 @@ def extend(history: History, level: jax.Array, value: jax.Array) -> History:
 
 def usable_order(history: History, order: int, then: Coeffs) -> jax.Array:
     """The order of a step: as many as are known, no more than are left, and 1 where it ends without noise."""
-    order = jnp.minimum(jnp.minimum(history.done + 1, history.left), order)
-    return jnp.where(then.sigma > 0.0, order, 1)
+    usable = jnp.minimum(jnp.minimum(history.done + 1, history.left), order)
+    return jnp.where(then.sigma > 0.0, usable, 1)
 
 
 def log_level(coeffs: Coeffs) -> jax.Array:
@@ -74,12 +74,14 @@ def exponential_moments(h: jax.Array, count: int) -> list[jax.Array]:
     """`h int_0^1 exp(-h (1 - r)) r^i dr` for i = 0 ... count - 1, to full precision also for a small h."""
     small = jnp.abs(h) < 0.5
     near, far = jnp.where(small, h, 0.0), jnp.where(small, 1.0, h)
+    # i! h sum_n (-h)^n / (n + i + 1)!: where h is small the recurrence cancels.
+    terms = [
+        [math.factorial(i) * (-1.0) ** n / math.factorial(n + i + 1) for i in range(count)] for n in range(11)
+    ]
+    series = near * jnp.polyval(jnp.asarray(terms[::-1], h.dtype), near)
     result = [-jnp.expm1(-h)]
     for i in range(1, count):
-        # i! sum_n h (-h)^n / (n + i + 1)!: there the recurrence cancels.
-        terms = [math.factorial(i) * (-1.0) ** n / math.factorial(n + i + 1) for n in reversed(range(11))]
-        series = jnp.polyval(jnp.asarray(terms, h.dtype), near)
-        result.append(jnp.where(small, near * series, 1.0 - i * result[-1] / far))
+        result.append(jnp.where(small, series[i], 1.0 - i * result[-1] / far))
     return result
 
 
@@ -87,11 +89,11 @@ def lagrange_weights(nodes: Sequence[jax.Array | float], moments: Sequence[jax.A
     """The integral of each node's Lagrange polynomial, given the integrals of 1, r, r^2, ..."""
     weights = []
     for j, node in enumerate(nodes):
-        polynomial = [jnp.ones_like(moments[0])]  # coefficients, constant first
+        polynomial: list[Any] = [1.0]  # coefficients, constant first
         for other in (*nodes[:j], *nodes[j + 1 :]):
             pairs = itertools.pairwise([0.0, *polynomial, 0.0])
             polynomial = [(below - other * here) / (node - other) for below, here in pairs]
-        weights.append(sum(c * m for c, m in zip(polynomial, moments, strict=True)))
+        weights.append(jnp.asarray(sum(c * m for c, m in zip(polynomial, moments, strict=True))))
     return weights
 
 

@@ -141,7 +141,9 @@ def churned(
         rise = jnp.where((sigma >= sigma_min) & (sigma <= sigma_max), most, 0.0)
         raised = jnp.where(rise > 0.0, time_of(schedule, sigma * (1.0 + rise)), t)
         then = schedule(raised)
-        added = jnp.sqrt(jnp.maximum(noise_to_signal(then) ** 2 - sigma**2, 0.0))
+        # Exactly 0 where nothing is added; a difference of squares, fused into one operation, is not.
+        higher = noise_to_signal(then)
+        added = jnp.sqrt(jnp.maximum((higher - sigma) * (higher + sigma), 0.0))
         x = then.alpha * (x / now.alpha + inflate * added * noise.normal_like(keys, x))
         x, inner = solver.step(denoise, schedule, x, raised, s, keys, inner)
         return x, (inner, most)

@@ -41,7 +41,7 @@ def unipc(
 
     `x_s = sigma_s / sigma_t x_t + alpha_s (E0 m_0 + sum_j w_j (m_j - m_0))`, where the w_j integrate the
     polynomial through estimates m_j of x0: the latest ones in the predictor; in the corrector also that at s
-    itself, which raises the order by one, but to no more than 3, because the first step is a corrected DDIM step.
+    itself, which raises the order by one, but to no more than 3, as the first step is a corrected DDIM step.
 
     Args:
       order: how many estimates the predictor uses, 1 to 3.
