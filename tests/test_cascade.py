@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.cascade import Cascade, TrainedStage, _chain, generate, image_keys
+from diffjax.cascade import Cascade, TrainedStage, _chain, _compiled, generate, image_keys
 from diffjax.diffusion import predictions, thresholding, timesteps, weightings
 from diffjax.diffusion.schedules import cosine
 from diffjax.diffusion.solvers.ancestral import ddim, ddpm
@@ -72,19 +72,49 @@ def tiny(name, resolution, low_res, solver):
     return TrainedStage(name, None, stage, settings, params, 1)
 
 
-def test_images_are_the_same_in_batches_of_any_size():
-    mesh = jax.make_mesh(
+def one_device():
+    return jax.make_mesh(
         (1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )
+
+
+def conds(count, seed=0):
+    random = np.random.default_rng(seed)
+    text = random.normal(size=(count, 3, 5)).astype(np.float32)
+    mask = np.resize([[True] * 3, [True, False, False], [False] * 3, [True, True, False]], (count, 3))
+    return Cond(text, mask, text[:, 0])
+
+
+def test_nothing_is_compiled_again_for_another_seed_prompt_scale_or_number_of_images():
+    item = tiny("base", 8, 0, ddpm())
+
+    def run(scale, count, seed):
+        settings = dataclasses.replace(item.settings, guidance_scale=scale)
+        cascade = Cascade((dataclasses.replace(item, settings=settings),), None, 3, one_device())
+        prompts = [f"prompt {seed}"] * count
+        keys = image_keys(seed, prompts, range(count))
+        return generate(cascade, conds(count, seed), keys, batch_size=2)[0]
+
+    _compiled.cache_clear()
+    images = run(3.0, 2, 0)
+    program = _compiled(item.stage, dataclasses.replace(item.settings, guidance_scale=0.0))
+    assert program._cache_size() == 1
+    for scale, count, seed in ((3.0, 2, 1), (7.5, 2, 0), (0.5, 5, 2)):
+        other = run(scale, count, seed)
+        assert len(other) == count
+        assert np.abs(other[:2].astype(int) - images).max() > 0
+    assert program._cache_size() == 1
+    assert _compiled.cache_info().currsize == 1
+    run(1.0, 2, 0)  # off: a program of its own, with one pass a step
+    assert _compiled.cache_info().currsize == 2
+
+
+def test_images_are_the_same_in_batches_of_any_size():
+    mesh = one_device()
     stages = (tiny("base", 8, 0, ddpm()), tiny("sr", 16, 8, ddim(eta=0.5)))
     cascade = Cascade(stages, encoder=None, text_length=3, mesh=mesh)
-    random = np.random.default_rng(0)
     prompts = [f"prompt {i}" for i in range(4)]
-    cond = Cond(
-        random.normal(size=(4, 3, 5)).astype(np.float32),
-        np.array([[True] * 3, [True, False, False], [False] * 3, [True, True, False]]),
-        random.normal(size=(4, 5)).astype(np.float32),
-    )
+    cond = conds(4)
     keys = image_keys(0, prompts, [0] * 4)
     results = {size: generate(cascade, cond, keys, batch_size=size) for size in (4, 3, 1)}
     for images in results.values():

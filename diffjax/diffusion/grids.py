@@ -27,7 +27,8 @@ def uniform(*, start: float = 1.0, end: float = 0.0, last_step: float = 0.0) -> 
     """
     _require(
         1.0 >= start > end + last_step >= end >= 0.0,
-        f"expected 1 >= start > end + last_step >= end >= 0, not start {start}, end {end}, last_step {last_step}",
+        "expected 1 >= start > end + last_step >= end >= 0, not "
+        f"start {start}, end {end}, last_step {last_step}",
     )
     if not last_step:
         return lambda schedule, num_steps: np.linspace(start, end, _positive(num_steps) + 1)
@@ -147,8 +148,8 @@ def restart(
     """
     _require(
         sigma_min <= restart_min < restart_max <= sigma_max and restart_steps >= 1 and repeats >= 0,
-        f"expected sigma_min <= restart_min < restart_max <= sigma_max and at least one step, not {sigma_min}, "
-        f"{restart_min}, {restart_max}, {sigma_max}, {restart_steps}",
+        "expected sigma_min <= restart_min < restart_max <= sigma_max and at least one step, not "
+        f"{sigma_min}, {restart_min}, {restart_max}, {sigma_max}, {restart_steps}",
     )
 
     def grid(schedule: Schedule, num_steps: int) -> np.ndarray:

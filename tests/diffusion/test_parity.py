@@ -101,16 +101,19 @@ def scaled_cases():
         yield f"{name}-interpolated", Case(LINEAR, grid, 7, solvers[name], "v")
 
 
+def shifted(t, shift: float):
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
 def raw_cases():
     """diffusers' schedulers for EDM, flows and consistency models."""
     for grid in ("karras", "exponential"):
         yield f"edm_euler-{grid}", Case(EDM, (grid, {}), 10, ("euler", {}), "edm")
     for shift, num_steps in ((1.0, 10), (3.0, 10), (5.0, 7)):
-        # It shifts what it has shifted: equally spaced to the shifted 1 / 1000, and then moved by the schedule.
-        # Where the path is straight, DDIM is Euler's method in its own time, whatever the schedule's.
-        grid = ("uniform", {"last_step": shift * 0.001 / (1.0 + (shift - 1.0) * 0.001)})
-        schedule = ("linear_flow", {"sigma_min": 0.0, "shift": shift})
-        yield f"flow-shift{shift:g}-{num_steps}", Case(schedule, grid, num_steps, ("ddim", {}), "velocity")
+        # Equally spaced to 1 / 1000 shifted, then all shifted (again).
+        equal = np.linspace(1.0, shifted(0.001, shift), num_steps)
+        grid = ("explicit", {"times": [*shifted(equal, shift), 0.0]})
+        yield f"flow-shift{shift:g}-{num_steps}", Case(FLOW, grid, num_steps, ("euler", {}), "velocity")
     shifts = {"sigmas-shift1": 1.0, "sigmas-shift3": 3.0, "mu0.5": np.exp(0.5), "mu1.15": np.exp(1.15)}
     for name, shift in shifts.items():
         yield f"flow-{name}", Case(FLOW, ("shifted", {"shift": shift}), 8, ("euler", {}), "velocity")
@@ -230,7 +233,8 @@ def test_ddim_of_diffusers_lands_beside_its_own_grid(name, num_steps):
     schedule, solver = SCHEDULES[SD[0]](**SD[1]), SOLVERS["ddim"]()
     steps = (GOLDEN[f"{case}/{what}"] for what in ("timesteps", "lands"))
     times, ends = (np.maximum(numbers + 1, 0).astype(np.float32) / 1000 for numbers in steps)
-    assert len(times) == num_steps and not np.allclose(times[1:], ends[:-1])
+    assert len(times) == num_steps
+    assert not np.allclose(times[1:], ends[:-1])
 
     @jax.jit
     def run(x):
@@ -259,7 +263,8 @@ def test_ddim_of_diffusers_lands_beside_its_own_grid(name, num_steps):
 def test_every_step_of_the_discrete_processes(name, schedule):
     signal = GOLDEN[f"diffusers/betas-{name}/signal"]
     coeffs = SCHEDULES[schedule[0]](**schedule[1])(jnp.arange(1, len(signal) + 1) / len(signal))
-    np.testing.assert_allclose(coeffs.alpha, np.sqrt(signal), rtol=1e-5, atol=1e-8)
+    # i / T does not meet i exactly in single precision, and near t = 1 alpha changes much in one step.
+    np.testing.assert_allclose(coeffs.alpha, np.sqrt(signal), rtol=1e-5, atol=2e-7)
     np.testing.assert_allclose(coeffs.sigma, np.sqrt(1.0 - signal), rtol=1e-5)
 
 

@@ -1,8 +1,8 @@
 """Make the golden trajectories of the one-step solvers with diffusers, k-diffusion and flow_matching.
 
-Writes `solvers.npz` next to this file. The arrays are named `LIBRARY/CASE/WHAT`; `estimate` stands in for a network,
-and the tests have the same. Everything is computed in float64, so that what differs is not rounding: diffusers asks
-for float32 by name, and is given float64 in its place. In an environment of its own:
+Writes `solvers.npz` next to this file. The arrays are named `LIBRARY/CASE/WHAT`; `estimate` stands in for a
+network, and the tests have the same. Everything is computed in float64, so that what differs is not their
+rounding: diffusers asks for float32 by name, and is given float64 in its place. In an environment of its own:
 
     pip install torch==2.13.0 diffusers==0.42.1 k-diffusion==0.1.1 flow_matching==1.0.10 torchdiffeq numpy
     python tests/golden/make_solvers.py
@@ -26,7 +26,9 @@ SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
 EDM_SIGMA_DATA = 0.5
 
 
-NOISE = torch.randn(20, 2, 2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)  # [step, draw, …]
+NOISE = torch.randn(
+    20, 2, 2, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+)  # [step, draw, …]
 START = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
@@ -50,7 +52,7 @@ def double():
 def drawing(scheduler, step: int):
     """What the scheduler draws in this step is given to it."""
     module = type(scheduler).__module__
-    return mock.patch(f"{module}.randn_tensor", lambda *args, **kwargs: NOISE[step, 0], create=True)
+    return mock.patch(f"{module}.randn_tensor", mock.Mock(return_value=NOISE[step, 0]), create=True)
 
 
 def discrete(scheduler, num_steps: int, *, jumps: bool = False, **options) -> dict[str, torch.Tensor]:
@@ -124,9 +126,7 @@ def from_diffusers() -> dict[str, dict[str, torch.Tensor]]:
     for eta, to_one in itertools.product((0.0, 0.5, 1.0), (True, False)):
         scheduler = diffusers.DDIMScheduler(set_alpha_to_one=to_one, steps_offset=1, **ddim)
         made[f"ddim-leading-eta{eta}-one{to_one}"] = discrete(scheduler, 10, eta=eta)
-    made["ddim-trailing"] = discrete(
-        diffusers.DDIMScheduler(timestep_spacing="trailing", **ddim), 10
-    )
+    made["ddim-trailing"] = discrete(diffusers.DDIMScheduler(timestep_spacing="trailing", **ddim), 10)
     made["ddim-zero-snr"] = discrete(
         diffusers.DDIMScheduler(
             timestep_spacing="trailing",
@@ -172,7 +172,10 @@ def from_diffusers() -> dict[str, dict[str, torch.Tensor]]:
     made["ddpm-linspace"] = discrete(scheduler, 10)  # whose spacing is the whole number 111
     made["ddpm-linspace-rounded"] = discrete(scheduler, 8)
     scheduler = diffusers.DDPMScheduler(
-        timestep_spacing="trailing", rescale_betas_zero_snr=True, prediction_type="v_prediction", clip_sample=False
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+        clip_sample=False,
     )
     made["ddpm-zero-snr"] = discrete(scheduler, 7)
     for count in (1, 6):
