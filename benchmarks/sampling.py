@@ -2,8 +2,8 @@
 
     python -m benchmarks.sampling [--steps=50] [--rounds=15] [--embed=64] [--solvers ddim heun …]
 
-Both are one compiled loop. The network is a small transformer, so that what the solver adds can be seen at all;
-the ratio is 1 where it adds nothing. Medians of the rounds are shown, and the load.
+Both are one compiled loop. The network is a small transformer, so that what the solver adds can be seen at
+all; the ratio is 1 where it adds nothing. Medians of the rounds are shown, and the load.
 """
 
 import argparse

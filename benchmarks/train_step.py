@@ -12,7 +12,6 @@ import runpy
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,14 +19,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from diffjax import stage as stages
 from diffjax.config import is_cascade
-from diffjax.experiment import build_optimizer, build_stage
+from diffjax.experiment import build_optimizer, build_stage, build_update
 from diffjax.nn.layers import axis_rules
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.training.state import count_params, init_sharded
-from diffjax.training.step import compile_train_step, make_train_step
+from diffjax.training.step import compile_train_step
 
 TEXT_EMBED = 384
 
@@ -87,13 +85,10 @@ def prepare(config: ConfigDict) -> tuple[Callable[[int], None], int, float]:
     model = build_stage(config, text_embed=TEXT_EMBED)
     optimizer, learning_rate = build_optimizer(config)
     places = param_shardings(mesh, Rules(), model.shapes, model.axes)
-    state = init_sharded(model.init, optimizer, jax.random.key(0), mesh, places)
+    state = init_sharded(model.init, optimizer, jax.random.key(0), mesh, places, model.history)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
-    def loss_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-        return stages.loss(model.stage, params, batch, key)
-
-    step = make_train_step(loss_fn, optimizer, ema_decay=config.ema_decay, learning_rate=learning_rate)
+    step = build_update(config, model.stage, optimizer, learning_rate)
     update = compile_train_step(step, shardings, batch_sharding(mesh), replicated(mesh))
     batch = put_batch(random_batch(config), mesh)
     key = jax.device_put(jax.random.key(1), replicated(mesh))

@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     base.model = ConfigDict(
         {"name": "dit", "patch": 4, "embed": 256, "depth": 6, "heads": 4, "cross_attention": False}
     )
-    base.ema_decay = 0.999
+    base.ema.decay = 0.999
     base.checkpoint.every = 500
     base.preview.every = 700
     base.preview.sampler = base_sampler
@@ -83,7 +83,7 @@ def _stage(*, resolution: int, steps: int) -> ConfigDict:
     stage.diffusion.target.name = "x0"
     stage.optimizer.learning_rate = 1e-3
     stage.optimizer.warmup_steps = 100
-    stage.ema_decay = 0.995
+    stage.ema.decay = 0.995
     stage.log_every = 50
     stage.preview.count = 8
     return stage

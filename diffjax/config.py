@@ -51,6 +51,8 @@ def stage_config() -> ConfigDict:
             "inputs": {"name": "logsnr"},  # how the network is told the noise level
             "penalty": {"name": "squared"},
             "coupling": {"name": "independent"},  # which noise goes with which image
+            "resample": False,  # draw times by how large their loss was (improved DDPM), in place of `times`
+            "uncertainty": False,  # learn how the noise levels are to be balanced (EDM2)
             "vlb_weight": 0.0,  # above 0: the variance is learned too (improved DDPM: 0.001)
         }
     )
@@ -65,7 +67,7 @@ def stage_config() -> ConfigDict:
             "clip_norm": 1.0,
         }
     )
-    config.ema_decay = 0.9999
+    config.ema = ConfigDict({"name": "warm", "decay": 0.9999})
     config.dtype = "float32"  # of the computation; parameters are float32
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
     config.log_every = 100
@@ -123,6 +125,39 @@ def cascade_stage(workdir: str, sampler: ConfigDict, train: ConfigDict | None = 
     if train is not None:
         stage.train = train
     return stage
+
+
+def check_stage(config: ConfigDict) -> None:
+    """Refuse a stage whose numbers do not fit together, before anything is compiled."""
+    resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
+    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "log_every", "text.length")
+    positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
+    for key in positive:
+        value: Any = config
+        for part in key.split("."):
+            value = value[part]
+        if value < 1:
+            raise UserError(f"{key}={value}; expected at least 1.")
+    if low_res and (low_res < 0 or low_res >= resolution or resolution % low_res):
+        raise UserError(f"low_res.resolution={low_res} must divide resolution={resolution}, and be smaller.")
+    if crop and (not 0 < crop <= resolution or (low_res and crop % (resolution // low_res))):
+        raise UserError(
+            f"crop={crop} must be at most resolution={resolution}, and a multiple of the upsampling factor."
+        )
+    if config.data.resolution % resolution:
+        raise UserError(
+            f"data.resolution={config.data.resolution} must be a multiple of resolution={resolution}."
+        )
+    if config.preview.every < 0:
+        raise UserError(f"preview.every={config.preview.every}; expected at least 0, which is never.")
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed}; expected a whole number from 0 to 2^32 - 1.")
+    for key, value in (
+        ("text.drop", config.text.drop),
+        ("low_res.max_aug_level", config.low_res.max_aug_level),
+    ):
+        if not 0.0 <= value <= 1.0:
+            raise UserError(f"{key}={value}; expected a number from 0 to 1.")
 
 
 def is_cascade(config: ConfigDict) -> bool:

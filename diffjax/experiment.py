@@ -12,7 +12,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffjax.config import nearest
+from diffjax import stage as stages
+from diffjax.config import check_stage, nearest
 from diffjax.data.emoji import load_emoji
 from diffjax.data.loader import make_loader
 from diffjax.data.source import Source
@@ -24,26 +25,33 @@ from diffjax.diffusion import (
     inputs,
     losses,
     predictions,
+    resampling,
     schedules,
     solvers,
     thresholding,
     timesteps,
     weightings,
 )
+from diffjax.diffusion.losses import BatchLoss
+from diffjax.diffusion.resampling import LossHistory
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import logical_axes, unbox
+from diffjax.nn.uncertainty import Uncertainty
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.text.cache import TextTable, embed_captions
 from diffjax.text.encoder import TextEncoder
 from diffjax.text.minilm import load_minilm
+from diffjax.training import ema
 from diffjax.training.optimizer import adamw, learning_rate_schedule
+from diffjax.training.step import Batch, make_train_step
 
 MODELS = {"dit": DiT, "unet": UNet}
 SOURCES: dict[str, Callable[..., Any]] = {"emoji": load_emoji}
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"minilm": load_minilm}
+UNCERTAINTY = Uncertainty()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 Log = Callable[[str], None]
@@ -103,12 +111,14 @@ class StageModel:
       init: `key -> parameters`, without axis names.
       axes: the logical axis names of the parameters.
       shapes: their shapes, as `jax.ShapeDtypeStruct`.
+      history: where times are drawn by their losses, the history that training starts with.
     """
 
     stage: Stage
     init: Callable[[jax.Array], Any]
     axes: Any
     shapes: Any
+    history: LossHistory | None = None
 
 
 def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
@@ -129,7 +139,7 @@ def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
 
     prediction, target = (entry(predictions.PREDICTIONS, key) for key in ("prediction", "target"))
     stage = Stage(
-        net=_bind(model),
+        net=_bind(model, within="net" if diffusion.uncertainty else ""),
         schedule=entry(schedules.SCHEDULES, "schedule"),
         prediction=prediction,
         # The same object, so that the loss knows.
@@ -140,6 +150,7 @@ def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
         penalty=entry(losses.PENALTIES, "penalty"),
         coupling=entry(couplings.COUPLINGS, "coupling"),
         vlb_weight=float(diffusion.vlb_weight),
+        uncertainty=_bind_uncertainty if diffusion.uncertainty else None,
         resolution=config.resolution,
         low_res=config.low_res.resolution,
         max_aug_level=config.low_res.max_aug_level,
@@ -148,19 +159,28 @@ def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
     examples = _example_inputs(config, text_embed)
 
     def init(key: jax.Array) -> Any:
-        return model.init(key, *examples)["params"]
+        params = model.init(key, *examples)["params"]
+        if diffusion.uncertainty:
+            return {"net": params, "uncertainty": UNCERTAINTY.init(key, examples[1])["params"]}
+        return params
 
     try:
         boxed = jax.eval_shape(init, jax.random.key(0))
     except (ValueError, TypeError) as error:
         raise UserError(f"model: {error}") from error
-    return StageModel(stage, lambda key: unbox(init(key)), logical_axes(boxed), unbox(boxed))
+    history = resampling.init() if diffusion.resample else None
+    return StageModel(stage, lambda key: unbox(init(key)), logical_axes(boxed), unbox(boxed), history)
 
 
-def _bind(model: Any) -> Callable[..., jax.Array]:
+def _bind_uncertainty(params: Any, logsnr: jax.Array) -> Any:
+    return UNCERTAINTY.apply({"params": params["uncertainty"]}, logsnr)
+
+
+def _bind(model: Any, *, within: str) -> Callable[..., jax.Array]:
     def net(
         params: Any, x: jax.Array, logsnr: jax.Array, cond: Cond, dropout_key: jax.Array | None = None
     ) -> jax.Array:
+        params = params[within] if within else params
         if dropout_key is None or not getattr(model, "dropout", 0.0):
             return model.apply({"params": params}, x, logsnr, cond)
         rngs = {"dropout": dropout_key}
@@ -177,40 +197,6 @@ def _example_inputs(config: ConfigDict, text_embed: int) -> tuple[jax.Array, jax
     if config.low_res.resolution:
         cond = cond._replace(low_res=image, aug_level=jnp.zeros(1))
     return image, jnp.zeros(1), cond
-
-
-def check_stage(config: ConfigDict) -> None:
-    """Refuse a stage whose numbers do not fit together, before anything is compiled."""
-    resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
-    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "log_every", "text.length")
-    positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
-    for key in positive:
-        value: Any = config
-        for part in key.split("."):
-            value = value[part]
-        if value < 1:
-            raise UserError(f"{key}={value}; expected at least 1.")
-    if low_res and (low_res < 0 or low_res >= resolution or resolution % low_res):
-        raise UserError(f"low_res.resolution={low_res} must divide resolution={resolution}, and be smaller.")
-    if crop and (not 0 < crop <= resolution or (low_res and crop % (resolution // low_res))):
-        raise UserError(
-            f"crop={crop} must be at most resolution={resolution}, and a multiple of the upsampling factor."
-        )
-    if config.data.resolution % resolution:
-        raise UserError(
-            f"data.resolution={config.data.resolution} must be a multiple of resolution={resolution}."
-        )
-    if config.preview.every < 0:
-        raise UserError(f"preview.every={config.preview.every}; expected at least 0, which is never.")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed}; expected a whole number from 0 to 2^32 - 1.")
-    for key, value in (
-        ("ema_decay", config.ema_decay),
-        ("text.drop", config.text.drop),
-        ("low_res.max_aug_level", config.low_res.max_aug_level),
-    ):
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"{key}={value}; expected a number from 0 to 1.")
 
 
 def build_sampler(config: ConfigDict, key: str) -> SamplerSettings:
@@ -268,6 +254,25 @@ def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, o
         clip_norm=settings.clip_norm,
     )
     return optimizer, learning_rate
+
+
+def build_update(
+    config: ConfigDict,
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+) -> Any:
+    """The update of a stage, not yet compiled: `(state, batch, key) -> (state, metrics)`."""
+
+    def loss_fn(params: Any, batch: Batch, key: jax.Array, history: LossHistory | None) -> BatchLoss:
+        return stages.loss(stage, params, batch, key, history)
+
+    return make_train_step(loss_fn, optimizer, decay=build_ema(config), learning_rate=learning_rate)
+
+
+def build_ema(config: ConfigDict) -> ema.Decay:
+    """How the moving average of the parameters forgets."""
+    return build(ema.DECAYS, without_foreign(ema.DECAYS, config.ema), "ema")
 
 
 def build_source(data: ConfigDict, *, log: Log | None = None, split: str | None = None) -> Source:

@@ -11,15 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffjax.diffusion import guidance, noise, sampling, thresholding
+from diffjax.diffusion import guidance, noise, resampling, sampling, thresholding
 from diffjax.diffusion.couplings import Coupling, independent
 from diffjax.diffusion.denoiser import Denoiser, make_denoiser
 from diffjax.diffusion.grids import TimeGrid, check_grid, uniform
 from diffjax.diffusion.guidance_rules import Guidance, classifier_free
 from diffjax.diffusion.inputs import Inputs, logsnr_input
 from diffjax.diffusion.learned_variance import hybrid_loss
-from diffjax.diffusion.losses import Penalty, denoising_loss, squared
+from diffjax.diffusion.levels import uncertain
+from diffjax.diffusion.losses import BatchLoss, Penalty, denoising_loss, squared
 from diffjax.diffusion.predictions import Prediction
+from diffjax.diffusion.resampling import LossHistory
 from diffjax.diffusion.schedules import Schedule, corrupt, logsnr
 from diffjax.diffusion.solvers import Solver
 from diffjax.diffusion.timesteps import TimeSampler
@@ -45,6 +47,7 @@ class Stage:
       coupling: which noise goes with which image of a batch.
       vlb_weight: where the network also learns the variance (twice the channels), the weight of the
         variational bound in the loss; 0 where it does not.
+      uncertainty: `(params, logsnr) -> u`, by which the loss is `loss exp(-u) + u` (EDM2), or None.
       resolution: side of the images that it makes, in pixels.
       low_res: side of the images that it starts from; 0 for a base stage.
       max_aug_level: in training, the level of noise on the low-resolution image is uniform in
@@ -63,6 +66,7 @@ class Stage:
     penalty: Penalty = dataclasses.field(default_factory=squared)
     coupling: Coupling = dataclasses.field(default_factory=independent)
     vlb_weight: float = 0.0
+    uncertainty: Callable[[Params, jax.Array], jax.Array] | None = None
     low_res: int = 0
     max_aug_level: float = 1.0
     drop_text: float = 0.1
@@ -137,7 +141,13 @@ def with_low_res(
     )
 
 
-def loss(stage: Stage, params: Params, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+def loss(
+    stage: Stage,
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    history: LossHistory | None = None,
+) -> BatchLoss:
     """The training loss of each example.
 
     Args:
@@ -146,9 +156,7 @@ def loss(stage: Stage, params: Params, batch: dict[str, jax.Array], key: jax.Arr
       batch: `image` uint8 `[batch, h, w, 3]` (the stage's resolution, or a crop), `text`, `mask`, `pooled`;
         with `noise` of the image's shape where pairs are given (reflow).
       key: all randomness of this batch.
-
-    Returns:
-      `[batch]`.
+      history: where times are drawn by how large their loss was, what it was.
     """
     names = ("noise", "time", "drop", "aug", "level", "dropout", "couple")
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
@@ -167,6 +175,9 @@ def loss(stage: Stage, params: Params, batch: dict[str, jax.Array], key: jax.Arr
 
     noises = batch["noise"] if "noise" in batch else jax.random.normal(keys["noise"], x0.shape)
     x0, noises = stage.coupling(keys["couple"], x0, noises)
+    t, weight = stage.times(keys["time"], count), jnp.ones(count)
+    if history is not None:
+        t, weight = resampling.draw(history, keys["time"], count)
     settings: dict[str, Any] = {
         "prediction": stage.prediction,
         "target": stage.target,
@@ -175,11 +186,17 @@ def loss(stage: Stage, params: Params, batch: dict[str, jax.Array], key: jax.Arr
         "penalty": stage.penalty,
         "x0": x0,
         "eps": noises,
-        "t": stage.times(keys["time"], count),
+        "t": t,
     }
     if stage.vlb_weight:
-        return hybrid_loss(net, stage.schedule, vlb_weight=stage.vlb_weight, **settings)
-    return denoising_loss(net, stage.schedule, **settings)
+        losses = hybrid_loss(net, stage.schedule, vlb_weight=stage.vlb_weight, **settings)
+    else:
+        losses = denoising_loss(net, stage.schedule, **settings)
+    level = jnp.clip(logsnr(stage.schedule(t)), -20.0, 20.0)
+    objective = weight * losses
+    if stage.uncertainty is not None:
+        objective = uncertain(objective, stage.uncertainty(params, level))
+    return BatchLoss(objective, losses, t, level)
 
 
 def sample(

@@ -28,8 +28,8 @@ from diffjax.experiment import (
     build_source,
     build_stage,
     build_text_table,
+    build_update,
     check_sampler,
-    check_stage,
     to_cond,
 )
 from diffjax.nn.layers import axis_rules
@@ -41,7 +41,7 @@ from diffjax.training.interrupt import Interrupt
 from diffjax.training.metrics import MetricsBuffer, MetricsWriter, NotFinite
 from diffjax.training.progress import TrainingProgress
 from diffjax.training.state import TrainState, count_params, create_state, init_sharded, state_shardings
-from diffjax.training.step import compile_train_step, make_train_step
+from diffjax.training.step import compile_train_step
 
 PREVIEW_FOLDER = "previews"
 
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
     """
     with workdirs.hold(workdir), Interrupt() as interrupt:
         # What is cheap to check comes first: nothing is loaded or compiled for a run that cannot work.
-        check_stage(config)
+        configs.check_stage(config)
         mesh = make_mesh(**config.mesh)
         check_batch(config.batch_size, mesh)
         preview_settings = build_sampler(config.preview.sampler, "preview.sampler")
@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         key = jax.random.key(config.seed)
         init_key, step_key = jax.random.split(key)
         if start is None:
-            state = init_sharded(model.init, optimizer, init_key, mesh, places)
+            state = init_sharded(model.init, optimizer, init_key, mesh, places, model.history)
         else:
             abstract = abstract_state(model, optimizer, mesh, places)
             state, position = checkpoints.restore(abstract)
@@ -99,10 +99,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         step_key = jax.device_put(step_key, replicated(mesh))
 
-        def loss_fn(params: Any, batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
-            return stages.loss(model.stage, params, batch, key)
-
-        step_fn = make_train_step(loss_fn, optimizer, ema_decay=config.ema_decay, learning_rate=learning_rate)
+        step_fn = build_update(config, model.stage, optimizer, learning_rate)
         update = compile_train_step(step_fn, shardings, batch_sharding(mesh), replicated(mesh))
         preview = make_preview(config, model, preview_settings, source, table)
 
@@ -169,7 +166,9 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
 
 def abstract_state(model: StageModel, optimizer: Any, mesh: jax.sharding.Mesh, places: Any) -> TrainState:
     """Shapes and placements of a run's state, without any array."""
-    shapes = jax.eval_shape(lambda key: create_state(model.init(key), optimizer), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: create_state(model.init(key), optimizer, model.history), jax.random.key(0)
+    )
     shardings = state_shardings(shapes, optimizer, mesh, places)
     return jax.tree.map(
         lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, shardings

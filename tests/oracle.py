@@ -62,8 +62,8 @@ def mixture_flow(
 ) -> jax.Array:
     """Where the probability-flow ODE of the mixture takes `x` from time t to time s.
 
-    The flow of each pixel is monotone and maps one marginal to the other, so it keeps the quantiles. Bisection
-    finds the place at s where the distribution function is that of x at t.
+    The flow of each pixel is monotone and maps one marginal to the other, so it keeps the quantiles.
+    Bisection finds the place at s where the distribution function is that of x at t.
     """
 
     def distribution(x: jax.Array, time: jax.Array) -> jax.Array:

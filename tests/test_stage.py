@@ -59,7 +59,7 @@ def spied(seed=0, count=8, size=16, **changes):
     @jax.jit
     def run(data, key):
         loss = stages.loss(stage_of(spy, **changes), jnp.float32(0.5), data, key)
-        return loss, vars(spy)
+        return loss.loss, vars(spy)
 
     loss, seen = run(data, jax.random.key(seed))
     vars(spy).update(seen)

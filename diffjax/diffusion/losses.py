@@ -1,6 +1,7 @@
 """The training loss: a weighted penalty of the error, in the space of any prediction."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,23 @@ from diffjax.diffusion.inputs import Inputs, logsnr_input
 from diffjax.diffusion.predictions import Estimate, Prediction, combine, determinant
 from diffjax.diffusion.schedules import Coeffs, Schedule, corrupt, expand
 from diffjax.diffusion.weightings import Weighting
+
+
+class BatchLoss(NamedTuple):
+    """The training loss of a batch, `[batch]` each.
+
+    Attributes:
+      objective: what is minimised: the loss with the weight of importance sampling and the uncertainty.
+      loss: the loss itself.
+      t: the times that were drawn.
+      logsnr: the noise levels at these times.
+    """
+
+    objective: jax.Array
+    loss: jax.Array
+    t: jax.Array
+    logsnr: jax.Array
+
 
 Penalty = Callable[[jax.Array], jax.Array]
 """`error -> penalty`, elementwise; `squared` is the usual one."""

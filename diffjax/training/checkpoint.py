@@ -1,8 +1,8 @@
 """Checkpoints of a run, by Orbax: the only file that knows it.
 
-A checkpoint has four items: `params`, `ema_params` (all that sampling reads), `rest` (optimizer and step)
-and `data` (the loader's position). Orbax writes into a temporary folder and renames it when it is whole, so
-a process killed while saving leaves the older checkpoints as they were.
+A checkpoint has four items: `params`, `ema_params` (all that sampling reads), `rest` (optimizer, step and
+loss history) and `data` (the loader's position). Orbax writes into a temporary folder and renames it when it
+is whole, so a process killed while saving leaves the older checkpoints as they were.
 """
 
 import re
@@ -62,7 +62,7 @@ class Checkpoints:
         items = args.Composite(
             params=args.StandardSave(state.params),
             ema_params=args.StandardSave(state.ema_params),
-            rest=args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+            rest=args.StandardSave(_rest(state)),
             data=args.JsonSave(data_state),
         )
         try:
@@ -80,14 +80,14 @@ class Checkpoints:
           the state, and the loader's position.
         """
         args = self._ocp.args
-        rest = {"step": abstract.step, "opt_state": abstract.opt_state}
+        rest = _rest(abstract)
         items = self._restore(
             params=args.StandardRestore(abstract.params),
             ema_params=args.StandardRestore(abstract.ema_params),
             rest=args.StandardRestore(rest),
             data=args.JsonRestore(),
         )
-        state = TrainState(items.rest["step"], items.params, items.ema_params, items.rest["opt_state"])
+        state = TrainState(params=items.params, ema_params=items.ema_params, **items.rest)
         return state, items.data
 
     def restore_ema(self, abstract: Any) -> Any:
@@ -136,6 +136,10 @@ class Checkpoints:
             f"a checkpoint could not be written to {self._folder}: {_reason(error)}.\n"
             f"{kept}: make room (or make the folder writable) and run the same command."
         )
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "opt_state": state.opt_state, "history": state.history}
 
 
 def _reason(error: Exception) -> str:

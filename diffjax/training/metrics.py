@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -70,6 +71,13 @@ class MetricsWriter:
         temporary.replace(self._path)  # as a whole: a run killed here keeps its old metrics
 
 
+class Share(NamedTuple):
+    """A metric that not every step has: a sum, and over how many examples."""
+
+    total: jax.Array
+    examples: jax.Array
+
+
 class NotFinite(Exception):
     """The loss or the gradient became NaN or infinite.
 
@@ -109,23 +117,28 @@ class MetricsBuffer:
         """Read all but the newest `leave` steps.
 
         Returns:
-          the mean of each metric over the steps read (nothing, if there are none).
+          the mean of each metric over the steps read, but of those that none of them had.
 
         Raises:
           NotFinite: a metric of one of these steps is not a finite number.
         """
         end = len(self._unread) - leave
         ready, self._unread = self._unread[:end], self._unread[end:]
-        totals: dict[str, list[float]] = {}
+        sums: dict[str, float] = {}
+        counts: dict[str, float] = {}
         for step, metrics in ready:
-            for name, value in _finite(step, metrics).items():
-                totals.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in totals.items()}
+            for name, (value, count) in _finite(step, metrics).items():
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0.0) + count
+        return {name: value / counts[name] for name, value in sums.items() if counts[name]}
 
 
-def _finite(step: int, metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-    for name, value in values.items():
-        if not np.isfinite(value):
-            raise NotFinite(step, name, value)
+def _finite(step: int, metrics: Mapping[str, jax.Array | Share]) -> dict[str, tuple[float, float]]:
+    """Each metric's sum and count."""
+    values = {}
+    for name, value in jax.device_get(dict(metrics)).items():
+        total, count = value if isinstance(value, Share) else (value, 1.0)
+        if not np.isfinite(total):
+            raise NotFinite(step, name, float(total))
+        values[name] = float(total), float(count)
     return values

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffjax.diffusion.resampling import LossHistory
+
 Params = Any
 
 
@@ -19,19 +21,23 @@ class TrainState(NamedTuple):
       params: the parameters, float32.
       ema_params: their exponential moving average, which sampling uses.
       opt_state: the optimizer's memory.
+      history: the losses at each time, where times are drawn by them; otherwise None.
     """
 
     step: jax.Array
     params: Params
     ema_params: Params
     opt_state: optax.OptState
+    history: LossHistory | None = None
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def create_state(
+    params: Params, optimizer: optax.GradientTransformation, history: LossHistory | None = None
+) -> TrainState:
     """The state before the first update; the average starts at the parameters."""
     # Copies, because the step donates the state and no buffer may be donated twice.
     ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), history)
 
 
 def init_sharded(
@@ -40,11 +46,12 @@ def init_sharded(
     key: jax.Array,
     mesh: Mesh,
     param_shardings: Any,
+    history: LossHistory | None = None,
 ) -> TrainState:
     """Initialise each shard of the state on its own device; the whole state never exists in one place."""
 
     def init(key: jax.Array) -> TrainState:
-        return create_state(init_params(key), optimizer)
+        return create_state(init_params(key), optimizer, history)
 
     shardings = state_shardings(jax.eval_shape(init, key), optimizer, mesh, param_shardings)
     return jax.jit(init, out_shardings=shardings)(key)
@@ -62,7 +69,8 @@ def state_shardings(
         param_shardings,
         transform_non_params=lambda _: replicated,
     )
-    return TrainState(replicated, param_shardings, param_shardings, opt_state)
+    history = jax.tree.map(lambda _: replicated, shapes.history)
+    return TrainState(replicated, param_shardings, param_shardings, opt_state, history)
 
 
 def count_params(params: Params) -> int:

@@ -7,21 +7,29 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffjax.diffusion import resampling
+from diffjax.diffusion.levels import by_level, level_names
+from diffjax.diffusion.losses import BatchLoss
+from diffjax.diffusion.resampling import LossHistory
 from diffjax.training import ema
+from diffjax.training.metrics import Share
 from diffjax.training.state import Params, TrainState
 
 Batch = dict[str, jax.Array]
-LossFn = Callable[[Params, Batch, jax.Array], jax.Array]
-"""`(params, batch, key) -> loss of each example, [batch]`."""
+LossFn = Callable[[Params, Batch, jax.Array, LossHistory | None], BatchLoss]
+"""`(params, batch, key, history) -> losses of the examples`; see `diffjax.stage.loss`."""
 
-Metrics = dict[str, jax.Array]
+Metrics = dict[str, jax.Array | Share]
+
+LOGSNR_EDGES = (-20.0, -12.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 12.0, 20.0)
+"""Bounds of the noise levels whose losses are reported apart."""
 
 
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float,
+    decay: ema.Decay,
     learning_rate: optax.Schedule,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Build the update.
@@ -33,19 +41,26 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
 
-        def mean_loss(params: Params) -> jax.Array:
-            return jnp.mean(loss_fn(params, batch, step_key))
+        def mean_loss(params: Params) -> tuple[jax.Array, BatchLoss]:
+            losses = loss_fn(params, batch, step_key, state.history)
+            return jnp.mean(losses.objective), losses
 
-        loss, grads = jax.value_and_grad(mean_loss)(state.params)
+        (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema_params = ema.update(state.ema_params, params, ema.decay_at(state.step, ema_decay))
-        metrics = {
+        ema_params = ema.update(state.ema_params, params, decay(state.step))
+        metrics: Metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
         }
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        curve = by_level(losses.loss, losses.logsnr, LOGSNR_EDGES)
+        names = level_names(LOGSNR_EDGES)
+        metrics |= {name: Share(*share) for name, *share in zip(names, *curve, strict=True)}
+        history = state.history
+        if history is not None:
+            history = resampling.update(history, losses.t, losses.loss)
+        return TrainState(state.step + 1, params, ema_params, opt_state, history), metrics
 
     return step
 

@@ -16,7 +16,7 @@ def stage(config, **model):
     train.model = model
     train.optimizer.learning_rate = 1e-3
     train.optimizer.warmup_steps = 2
-    train.ema_decay = 0.9
+    train.ema.decay = 0.9
     train.log_every = 1
     train.checkpoint.every = 2
     train.preview.every = 3

@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+from diffjax.diffusion.losses import BatchLoss
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
@@ -15,6 +16,7 @@ from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import axis_rules, constrain, logical_axes, unbox
 from diffjax.parallel.mesh import AXES, batch_sharding, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.training import ema
 from diffjax.training.state import create_state, state_shardings
 from diffjax.training.step import compile_train_step, make_train_step
 
@@ -113,17 +115,18 @@ def test_small_parameters_are_replicated():
 def train(network, mesh, steps=3):
     """The state and the losses after some steps on a mesh."""
 
-    def loss_fn(params, batch, key):
+    def loss_fn(params, batch, key, history):
         noise = jax.random.normal(key, batch["x"].shape)
         out = network.apply({"params": params}, batch["x"] + noise, batch["logsnr"], batch["cond"])
-        return jnp.mean((out - noise) ** 2, axis=(1, 2, 3))
+        loss = jnp.mean((out - noise) ** 2, axis=(1, 2, 3))
+        return BatchLoss(loss, loss, jnp.zeros(len(loss)), batch["logsnr"])
 
     params = boxed(network)
     places = param_shardings(mesh, Rules(), unbox(params), logical_axes(params), min_size=256)
     state = create_state(init(network, jax.random.key(0)), OPTIMIZER)
     shardings = state_shardings(jax.eval_shape(lambda: state), OPTIMIZER, mesh, places)
     state = jax.device_put(state, shardings)
-    step = make_train_step(loss_fn, OPTIMIZER, ema_decay=0.9, learning_rate=RATE)
+    step = make_train_step(loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE)
     update = compile_train_step(step, shardings, batch_sharding(mesh), replicated(mesh))
     x, logsnr, cond = inputs()
     batch = put_batch({"x": x, "logsnr": logsnr}, mesh) | {"cond": jax.device_put(cond, batch_sharding(mesh))}

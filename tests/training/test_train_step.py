@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from diffjax.diffusion.losses import BatchLoss
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
 from diffjax.training import ema
 from diffjax.training.optimizer import adamw
@@ -19,13 +20,19 @@ def init(key):
     return {"w": jax.random.normal(key, (3,)), "b": jnp.zeros(())}
 
 
-def loss_fn(params, batch, key):
+def losses_of(params, batch, key):
     """Linear regression with noise on the target, so that randomness shows in the gradient."""
     noise = jax.random.normal(key, batch["x"].shape[:1])
     return (batch["x"] @ (params["w"] - TARGET) + params["b"] + 0.01 * noise) ** 2
 
 
-STEP = jax.jit(make_train_step(loss_fn, OPTIMIZER, ema_decay=0.9, learning_rate=RATE))
+def loss_fn(params, batch, key, history):
+    loss = losses_of(params, batch, key)
+    t = jnp.linspace(0.05, 0.95, loss.shape[0])
+    return BatchLoss(loss, 2.0 * loss, t, 20.0 * t)
+
+
+STEP = jax.jit(make_train_step(loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE))
 
 
 def state(seed=0):
@@ -65,7 +72,7 @@ def test_metrics_are_of_the_parameters_before_the_update():
     start = state()._replace(step=jnp.asarray(50))
     key = jax.random.fold_in(jax.random.key(0), 50)
     _, metrics = STEP(start, batch(), jax.random.key(0))
-    loss, grads = jax.value_and_grad(lambda params: loss_fn(params, batch(), key).mean())(start.params)
+    loss, grads = jax.value_and_grad(lambda params: losses_of(params, batch(), key).mean())(start.params)
     assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
     assert float(metrics["grad_norm"]) == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
     assert float(metrics["learning_rate"]) == pytest.approx(0.075)
@@ -93,7 +100,7 @@ def test_the_state_is_donated_and_the_batch_is_not():
     places = {"w": replicated(mesh), "b": replicated(mesh)}
     start = init_sharded(init, OPTIMIZER, jax.random.key(0), mesh, places)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, start)
-    step = make_train_step(loss_fn, OPTIMIZER, ema_decay=0.9, learning_rate=RATE)
+    step = make_train_step(loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE)
     update = compile_train_step(step, shardings, batch_sharding(mesh), replicated(mesh))
     placed = put_batch({"x": np.asarray(batch()["x"])}, mesh)
     new, _ = update(start, placed, jax.device_put(jax.random.key(0), replicated(mesh)))

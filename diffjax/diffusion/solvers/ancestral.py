@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.diffusion import noise
+from diffjax.diffusion.learned_variance import log_variance, posterior
 from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import Coeffs
 from diffjax.diffusion.solvers.base import Solver, evaluate, no_memory
 
 
@@ -22,7 +22,8 @@ def ddim(*, eta: float = 0.0) -> Solver:
         estimate, now, then = evaluate(denoise, x, t), schedule(t), schedule(s)
         if eta == 0.0:
             return then.alpha * estimate.x0 + then.sigma * estimate.eps, carry
-        noise_std = eta * jnp.sqrt(_posterior_variance(now, then))
+        _, variance = posterior(now, then, x, estimate.x0)
+        noise_std = eta * jnp.sqrt(variance)
         kept = jnp.sqrt(jnp.maximum(then.sigma**2 - noise_std**2, 0.0))
         return then.alpha * estimate.x0 + kept * estimate.eps + noise_std * noise.normal_like(keys, x), carry
 
@@ -32,35 +33,27 @@ def ddim(*, eta: float = 0.0) -> Solver:
 def ddpm(*, variance: str = "small") -> Solver:
     """Ancestral sampling (Ho et al., 2020): a draw from q(x_s | x_t, x0) at the estimated x0.
 
-    With `r = alpha_t / alpha_s` and `sigma_ts^2 = sigma_t^2 - r^2 sigma_s^2`, the posterior's mean is
-    `(r sigma_s^2 x_t + alpha_s sigma_ts^2 x0) / sigma_t^2`.
-
     Args:
-      variance: "small" is the posterior's own, `sigma_ts^2 sigma_s^2 / sigma_t^2`; "large" is `sigma_ts^2`
-        (DDPM's beta), right for data of unit variance. The last step adds no noise under either: it
-        returns the posterior's mean.
+      variance: "small" is the posterior's own; "large" is `sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2`
+        (DDPM's beta), right for data of unit variance; "learned" lies in between, where the network says
+        (Nichol and Dhariwal, 2021). The last step adds no noise: it returns the posterior's mean.
     """
-    if variance not in ("small", "large"):
-        raise ValueError(f"variance is {variance!r}; expected 'small' or 'large'")
+    if variance not in ("small", "large", "learned"):
+        raise ValueError(f"variance is {variance!r}; expected 'small', 'large' or 'learned'")
 
     def step(denoise, schedule, x, t, s, keys, carry):
         estimate, now, then = evaluate(denoise, x, t), schedule(t), schedule(s)
-        ratio = now.alpha / then.alpha
-        step_variance = now.sigma**2 - ratio**2 * then.sigma**2
-        mean = ratio * then.sigma**2 * x + then.alpha * step_variance * estimate.x0
-        mean = mean / now.sigma**2
-        noise_variance = _posterior_variance(now, then) if variance == "small" else step_variance
-        noise_std = jnp.where(s > 0.0, jnp.sqrt(noise_variance), 0.0)
-        return mean + noise_std * noise.normal_like(keys, x), carry
+        mean, small = posterior(now, then, x, estimate.x0)
+        if variance == "small":
+            noise_std = jnp.sqrt(small)
+        else:
+            if variance == "learned" and estimate.fraction is None:
+                raise ValueError("the network learns no variance; choose ddpm's variance 'small' or 'large'")
+            fraction = jnp.ones(1) if variance == "large" else estimate.fraction
+            noise_std = jnp.exp(0.5 * log_variance(schedule, t, s, fraction))
+        return mean + jnp.where(s > 0.0, noise_std, 0.0) * noise.normal_like(keys, x), carry
 
     return Solver(no_memory, step, order=None)
-
-
-def _posterior_variance(now: Coeffs, then: Coeffs) -> jax.Array:
-    """Variance of q(x_s | x_t, x0)."""
-    ratio = now.alpha / then.alpha
-    step_variance = now.sigma**2 - ratio**2 * then.sigma**2
-    return jnp.maximum(step_variance, 0.0) * then.sigma**2 / now.sigma**2
 
 
 def euler_ancestral(*, eta: float = 1.0) -> Solver:
