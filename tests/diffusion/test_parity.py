@@ -73,7 +73,7 @@ def discrete_cases():
     yield "ddpm-zero-snr", Case(zero_snr, trailing, 7, ("ddpm", {}), "v")
     for num_steps in (1, 6):
         yield f"lcm-{num_steps}", Case(SD, lcm_grid(num_steps), num_steps, ("lcm", {}))
-    yield "lcm-v", Case(SD, lcm_grid(8), 8, ("lcm", {"timestep_scale": 5.0}), "v")
+    yield "lcm-v", Case(SD, lcm_grid(8), 8, ("lcm", {"timestep_scale": 0.001}), "v")
 
 
 def lcm_grid(num_steps: int) -> Named:

@@ -181,7 +181,7 @@ def from_diffusers() -> dict[str, dict[str, torch.Tensor]]:
     for count in (1, 6):
         made[f"lcm-{count}"] = discrete(diffusers.LCMScheduler(**SD), count)
     made["lcm-v"] = discrete(
-        diffusers.LCMScheduler(prediction_type="v_prediction", timestep_scaling=5.0, **SD), 8
+        diffusers.LCMScheduler(prediction_type="v_prediction", timestep_scaling=0.001, **SD), 8
     )
 
     kinds = {

@@ -4,12 +4,13 @@ import numpy as np
 import optax
 import pytest
 
+from diffjax.diffusion import resampling
 from diffjax.diffusion.losses import BatchLoss
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
 from diffjax.training import ema
 from diffjax.training.optimizer import adamw
 from diffjax.training.state import count_params, create_state, init_sharded
-from diffjax.training.step import compile_train_step, make_train_step
+from diffjax.training.step import LOGSNR_EDGES, compile_train_step, make_train_step
 
 RATE = optax.linear_schedule(0.1, 0.05, 100)
 OPTIMIZER = adamw(RATE)
@@ -118,3 +119,33 @@ def test_a_new_state_starts_its_average_at_the_parameters_in_buffers_of_its_own(
     assert count_params(new.params) == 4
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((new.params, new.ema_params))]
     assert len(set(buffers)) == len(buffers)
+
+
+def test_the_objective_is_minimised_and_the_loss_is_reported_by_noise_level():
+    start, key = state(), jax.random.key(3)
+    _, metrics = STEP(start, batch(), key)
+    loss = np.asarray(losses_of(start.params, batch(), jax.random.fold_in(key, 0)))
+    curve = {name: value for name, value in metrics.items() if name.startswith("loss_by_logsnr/")}
+    assert len(curve) == len(LOGSNR_EDGES) - 1
+    np.testing.assert_allclose(sum(float(share.examples) for share in curve.values()), 8.0)
+    # Levels are 20 t, with t from 0.05 to 0.95.
+    level = 20.0 * np.linspace(0.05, 0.95, 8)
+    chosen = (level >= 4.0) & (level < 8.0)
+    share = curve["loss_by_logsnr/4_to_8"]
+    assert float(share.examples) == chosen.sum() > 0
+    np.testing.assert_allclose(float(share.total), 2.0 * loss[chosen].sum(), rtol=1e-5)
+    np.testing.assert_allclose(float(metrics["loss"]), loss.mean(), rtol=1e-5)
+
+
+def test_the_loss_history_is_part_of_the_state():
+    history = resampling.init(bins=4, length=2)
+    start = create_state(init(jax.random.key(0)), OPTIMIZER, history)
+    new, _ = STEP(start, batch(), jax.random.key(0))
+    expected = resampling.update(
+        history,
+        jnp.linspace(0.05, 0.95, 8),
+        2.0 * losses_of(start.params, batch(), jax.random.fold_in(jax.random.key(0), 0)),
+    )
+    np.testing.assert_allclose(new.history.losses, expected.losses, rtol=1e-5)
+    np.testing.assert_array_equal(new.history.counts, expected.counts)
+    assert int(new.history.counts.sum()) == 8
