@@ -43,15 +43,20 @@ def quadratic(*, start: float = 1.0, end: float = 0.0) -> TimeGrid:
     return lambda schedule, num_steps: inner(schedule, num_steps) ** 2
 
 
-def shifted(*, shift: float = 3.0) -> TimeGrid:
+def shifted(*, shift: float = 3.0, last: float = 0.0) -> TimeGrid:
     """`shift t / (1 + (shift - 1) t)` of equally spaced times (Esser et al., 2024).
 
     FLUX's dynamic shift is `exp(mu)`, with mu from `diffjax.diffusion.timesteps.dynamic_mu`.
+
+    Args:
+      shift: above 1 for more steps near t = 1.
+      last: the time, before it is shifted, from which the last step goes to 0; by default the equally spaced
+        one. diffusers shifts 1e-3 once too often: `last = shift_time(1e-3, shift)` is what it does.
     """
-    _require(shift > 0.0, f"shift is {shift}; expected more than 0")
+    _require(shift > 0.0 and 0.0 <= last < 1.0, f"expected shift > 0 and 0 <= last < 1, not {shift}, {last}")
 
     def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
-        t = np.linspace(1.0, 0.0, _positive(num_steps) + 1)
+        t = uniform(last_step=last)(schedule, num_steps)
         return shift * t / (1.0 + (shift - 1.0) * t)
 
     return grid
@@ -70,30 +75,41 @@ def trailing(*, train_steps: int = 1000) -> TimeGrid:
     return grid
 
 
-def leading(*, train_steps: int = 1000, offset: int = 0, last: int = 0) -> TimeGrid:
+def leading(*, train_steps: int = 1000, offset: int = 0, last: int = 0, spare: int = 0) -> TimeGrid:
     """Every (T // num_steps)-th step of a discrete process counted from the first (DDPM's and DDIM's own).
 
     Args:
       train_steps: T.
       offset: added to the step numbers (Stable Diffusion: 1).
       last: the step at which sampling ends: 0 is the clean image, 1 the least noisy step.
+      spare: how many of the least noisy steps are left out (diffusers' multistep solvers: 1).
     """
 
     def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
         _require(
-            0 < num_steps <= train_steps - offset, f"num_steps is {num_steps}; the process has {train_steps}"
+            0 < num_steps <= train_steps - offset - spare,
+            f"num_steps is {num_steps}; the process has {train_steps}",
         )
-        steps = np.arange(num_steps)[::-1] * (train_steps // num_steps) + offset + 1
-        return np.append(steps, last) / train_steps
+        stride = train_steps // (num_steps + spare)
+        steps = np.arange(spare, num_steps + spare)[::-1] * stride + offset + 1
+        return check_times(np.append(steps, last) / train_steps)
 
     return grid
 
 
-def linspace(*, train_steps: int = 1000) -> TimeGrid:
-    """Equally spaced from the last step of a discrete process to its first, then the clean image."""
+def linspace(*, train_steps: int = 1000, rounded: bool = False, spare: int = 0) -> TimeGrid:
+    """Equally spaced from the last step of a discrete process to its first, then the clean image.
+
+    Args:
+      train_steps: T.
+      rounded: whether only whole steps are visited.
+      spare: how many of the least noisy are left out (diffusers' multistep solvers: 1, rounded).
+    """
 
     def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
-        return np.append(np.linspace(train_steps, 1.0, _positive(num_steps)), 0.0) / train_steps
+        # Rounded from the other end, as those whose steps count from zero do.
+        steps = np.linspace(train_steps, 1.0, _positive(num_steps) + spare)[:num_steps]
+        return np.append(np.round(steps - 1.0) + 1.0 if rounded else steps, 0.0) / train_steps
 
     return grid
 
@@ -115,12 +131,19 @@ def karras(
     )
 
 
-def exponential(*, sigma_min: float = 0.002, sigma_max: float = 80.0, to_zero: bool = True) -> TimeGrid:
-    """log(sigma / alpha) equally spaced between two noise levels; arguments as of `karras`."""
+def exponential(
+    *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 1.0, to_zero: bool = True
+) -> TimeGrid:
+    """log(sigma / alpha) equally spaced between two noise levels; arguments as of `karras`.
+
+    A rho other than 1 is k-diffusion's "polyexponential": the steps' places are raised to that power.
+    """
     _require_range(sigma_min, sigma_max)
-    return lambda schedule, num_steps: _from_sigmas(
-        schedule, lambda count: np.geomspace(sigma_max, sigma_min, count), num_steps, to_zero
-    )
+
+    def sigmas(count: int) -> np.ndarray:
+        return sigma_min * (sigma_max / sigma_min) ** (np.linspace(1.0, 0.0, count) ** rho)
+
+    return lambda schedule, num_steps: _from_sigmas(schedule, sigmas, num_steps, to_zero)
 
 
 def restart(

@@ -58,7 +58,7 @@ def from_betas(betas: np.ndarray) -> Schedule:
     def schedule(t: jax.Array) -> Coeffs:
         t = jnp.asarray(t)
         # Counted from the nearer end, so that neither loses precision.
-        early, position, rest = t < 0.5, t * count, (1.0 - t) * count
+        early, position, rest = t < 0.5, _snapped(t * count, 1.0), _snapped((1.0 - t) * count, count)
         left = jnp.where(early, jnp.ceil(position) - 1, count - 1 - jnp.floor(rest)).astype(int)
         left = jnp.clip(left, 0, count - 1)
         after = jnp.where(early, position - left, 1.0 - (rest - (count - 1 - left)))
@@ -73,6 +73,13 @@ def from_betas(betas: np.ndarray) -> Schedule:
         return Coeffs(alpha, sigma, -speed / (2.0 * alpha), speed / (2.0 * sigma))
 
     return schedule
+
+
+def _snapped(position: jax.Array, size: float) -> jax.Array:
+    """A whole number where the rounding of a time of `size` alone keeps it from being one."""
+    whole = jnp.round(position)
+    close = jnp.abs(position - whole) < jnp.finfo(position.dtype).eps * jnp.maximum(whole, size)
+    return jnp.where(close, position + jax.lax.stop_gradient(whole - position), position)
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
