@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from diffjax.config import is_cascade
-from diffjax.experiment import build_optimizer, build_stage, build_update
+from diffjax.experiment import build_ema, build_optimizer, build_stage, build_update
 from diffjax.nn.layers import axis_rules
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
@@ -88,7 +88,7 @@ def prepare(config: ConfigDict) -> tuple[Callable[[int], None], int, float]:
     state = init_sharded(model.init, optimizer, jax.random.key(0), mesh, places, model.history)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
-    step = build_update(config, model.stage, optimizer, learning_rate)
+    step = build_update(model.stage, optimizer, learning_rate, build_ema(config))
     update = compile_train_step(step, shardings, batch_sharding(mesh), replicated(mesh))
     batch = put_batch(random_batch(config), mesh)
     key = jax.device_put(jax.random.key(1), replicated(mesh))

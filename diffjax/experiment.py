@@ -257,17 +257,14 @@ def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, o
 
 
 def build_update(
-    config: ConfigDict,
-    stage: Stage,
-    optimizer: optax.GradientTransformation,
-    learning_rate: optax.Schedule,
+    stage: Stage, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule, decay: ema.Decay
 ) -> Any:
     """The update of a stage, not yet compiled: `(state, batch, key) -> (state, metrics)`."""
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array, history: LossHistory | None) -> BatchLoss:
         return stages.loss(stage, params, batch, key, history)
 
-    return make_train_step(loss_fn, optimizer, decay=build_ema(config), learning_rate=learning_rate)
+    return make_train_step(loss_fn, optimizer, decay=decay, learning_rate=learning_rate)
 
 
 def build_ema(config: ConfigDict) -> ema.Decay:

@@ -21,6 +21,7 @@ from diffjax.errors import UserError
 from diffjax.evaluation.grids import enlarge, grid, write_png
 from diffjax.experiment import (
     StageModel,
+    build_ema,
     build_encoder,
     build_loader,
     build_optimizer,
@@ -70,6 +71,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         check_batch(config.batch_size, mesh)
         preview_settings = build_sampler(config.preview.sampler, "preview.sampler")
         optimizer, learning_rate = build_optimizer(config)
+        decay = build_ema(config)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         start = checkpoints.latest_step()
         configs.keep(config, workdir, started=start is not None)
@@ -99,7 +101,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         step_key = jax.device_put(step_key, replicated(mesh))
 
-        step_fn = build_update(config, model.stage, optimizer, learning_rate)
+        step_fn = build_update(model.stage, optimizer, learning_rate, decay)
         update = compile_train_step(step_fn, shardings, batch_sharding(mesh), replicated(mesh))
         preview = make_preview(config, model, preview_settings, source, table)
 

@@ -9,8 +9,10 @@ import shutil
 import tempfile
 
 # All of this must stand in the environment before jax is imported.
+# The tests compile much and compute little, so the compiler is not to try hard.
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true".strip()
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The tests and the programs that they start compile the same few networks again and again.

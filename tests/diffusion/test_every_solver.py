@@ -16,7 +16,7 @@ from diffjax.diffusion.solvers import SOLVERS
 MEAN, STD = 0.3, 0.5
 DETERMINISTIC = [name for name, factory in SOLVERS.items() if factory().order is not None]
 STOCHASTIC = [name for name, factory in SOLVERS.items() if factory().order is None]
-SMOOTH = {"cosine": cosine(), "flow": linear_flow(), "vp": vp(), "edm": edm(sigma_max=5.0)}
+SMOOTH = {"flow": linear_flow(), "vp": vp(), "edm": edm(sigma_max=5.0)}  # and cosine, with the mixture
 
 
 def steps_of(solver, denoise, schedule, x, times):
@@ -112,9 +112,9 @@ def test_a_clean_end_is_reached_in_a_few_steps_and_with_gradients(name, schedule
 
     def total(shift):
         x = sample(denoise, schedule, solver, keys=keys, shape=(8,), times=times, start=start + shift)
-        return jnp.abs(x).mean(), x
+        return jnp.abs(x).mean()
 
-    (_, x), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(0.0)
+    # One schedule is enough for gradients: what can spoil them is the same step to sigma = 0.
+    run = jax.value_and_grad(total) if schedule is CLEAN_ENDS["ddpm"][0] else total
     assert schedule(times[-1]).sigma == 0.0
-    assert np.isfinite(x).all()
-    assert np.isfinite(gradient)
+    assert all(np.isfinite(part) for part in jax.tree.leaves(jax.jit(run)(0.0)))

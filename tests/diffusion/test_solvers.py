@@ -190,7 +190,7 @@ def test_the_noise_of_an_example_does_not_depend_on_its_batch():
 
 
 def test_an_unknown_variance_is_refused():
-    with pytest.raises(ValueError, match="variance is 'medium'; expected 'small' or 'large'"):
+    with pytest.raises(ValueError, match="variance is 'medium'; expected 'small', 'large' or 'learned'"):
         ddpm(variance="medium")
 
 
