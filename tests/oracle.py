@@ -79,3 +79,15 @@ def mixture_flow(
         below = distribution(middle, s) < share
         low, high = jnp.where(below, middle, low), jnp.where(below, high, middle)
     return 0.5 * (low + high)
+
+
+def correlated_denoiser(schedule: Schedule, covariance: jax.Array) -> Denoiser:
+    """The posterior mean where the last axis of x0 is N(0, covariance)."""
+    variances, directions = jnp.linalg.eigh(jnp.asarray(covariance))
+
+    def denoise(x: jax.Array, t: jax.Array) -> Estimate:
+        alpha, sigma, *_ = expand(schedule(t), x)
+        centred = x @ directions / (alpha**2 * variances + sigma**2)
+        return Estimate((alpha * variances * centred) @ directions.T, (sigma * centred) @ directions.T)
+
+    return denoise

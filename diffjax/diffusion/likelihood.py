@@ -12,8 +12,9 @@ from diffjax.diffusion import noise
 from diffjax.diffusion.denoiser import Denoiser
 from diffjax.diffusion.grids import check_times
 from diffjax.diffusion.learned_variance import Decoder, discretized_gaussian_nll, gaussian_kl, vlb_term
-from diffjax.diffusion.schedules import Schedule, corrupt, time_at
+from diffjax.diffusion.schedules import Coeffs, Schedule, corrupt, time_at
 from diffjax.diffusion.solvers.base import evaluate
+from diffjax.diffusion.solvers.runge_kutta import TABLEAUS
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]
 """`(keys, x) -> probes [number, *x.shape]`: the divergence is the sum over them of `probe . J probe`."""
@@ -49,7 +50,6 @@ def hutchinson(*, num_probes: int = 1, gaussian: bool = False) -> Divergence:
 DIVERGENCES: dict[str, Callable[..., Divergence]] = {"exact": exact, "hutchinson": hutchinson}
 
 _EXACT = exact()
-_NODES = np.float32([0.0, 0.5, 0.5, 1.0])  # of the Runge-Kutta method
 
 
 def log_likelihood(
@@ -60,13 +60,15 @@ def log_likelihood(
     keys: jax.Array,
     times: np.ndarray | jax.Array,
     divergence: Divergence = _EXACT,
+    method: str = "rk4",
+    variable: str = "angle",
 ) -> jax.Array:
     """`log p(x0)` in nats, `[batch]`, of what the probability-flow ODE generates (Song et al., 2021).
 
-    `log p(x at s) = log p(x at t) + integral of the divergence from s to t`, by the classical Runge-Kutta
-    method of order 4, with four evaluations a step. It is solved for `y = x / r` in the angle u, where
-    `alpha = r cos(u)`, `sigma = r sin(u)`: then `dy/du = cos(u) eps - sin(u) x0`, which is finite at exact
-    ends too, for every schedule.
+    `log p(x at s) = log p(x at t) + integral of the divergence from s to t`, by a Runge-Kutta method. In
+    "angle" it is solved for `y = x / r` in the angle u, where `alpha = r cos(u)`, `sigma = r sin(u)`: then
+    `dy/du = cos(u) eps - sin(u) x0`, which is finite at exact ends too, for every schedule. In "time" it is
+    the velocity of x, as in flow matching.
 
     Args:
       denoise: the denoiser.
@@ -76,22 +78,44 @@ def log_likelihood(
       times: the times of a sampler, decreasing, `[num_steps + 1]`; they are run through backwards. The last
         is t = 0, or a little more where the denoiser is singular there; at the first x must be pure noise.
       divergence: the trace, or an estimate of it.
+      method: a name of `solvers.runge_kutta.TABLEAUS`.
+      variable: "angle" or "time".
     """
+    if method not in TABLEAUS or variable not in ("angle", "time"):
+        raise ValueError(
+            f"method is {method!r}, variable {variable!r}; expected one of {', '.join(TABLEAUS)}, and "
+            "'angle' or 'time'"
+        )
     if not isinstance(times, jax.core.Tracer):
         check_times(np.asarray(times, np.float32))
     times = jnp.asarray(times, jnp.float32)[::-1]
-    coeffs = schedule(times)
-    angles = jnp.arctan2(coeffs.sigma, coeffs.alpha)
-    middles = time_at(schedule, -2.0 * jnp.log(jnp.tan(0.5 * (angles[1:] + angles[:-1]))))
     probes, inner = divergence(keys, x0), tuple(range(1, x0.ndim))
+    tableau = TABLEAUS[method]
+    nodes = jnp.asarray(tableau.nodes)
+    rows = jnp.asarray([[*row, *[0.0] * (len(nodes) - len(row))] for row in tableau.stages])
+
+    def scaled(t: jax.Array) -> tuple[Coeffs, jax.Array]:
+        """The coefficients relative to the size that is taken out of x, and that size."""
+        coeffs = schedule(t)
+        size = jnp.hypot(coeffs.alpha, coeffs.sigma) if variable == "angle" else jnp.ones_like(t)
+        return jax.tree.map(lambda part: part / size, coeffs), size
+
+    if variable == "angle":
+        ends = jnp.arctan2(schedule(times).sigma, schedule(times).alpha)
+        between = ends[:-1, None] + jnp.diff(ends)[:, None] * nodes
+        stages = time_at(schedule, -2.0 * jnp.log(jnp.tan(between)))
+        stages = jnp.where(nodes == 0.0, times[:-1, None], jnp.where(nodes == 1.0, times[1:, None], stages))
+    else:
+        ends, stages = times, times[:-1, None] + jnp.diff(times)[:, None] * nodes
 
     def slopes(y: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        alpha, sigma, *_ = schedule(t)
-        size = jnp.hypot(alpha, sigma)
+        now, size = scaled(t)
 
         def speed(y: jax.Array) -> jax.Array:
             estimate = evaluate(denoise, size * y, t)
-            return (alpha * estimate.eps - sigma * estimate.x0) / size
+            if variable == "angle":
+                return now.alpha * estimate.eps - now.sigma * estimate.x0
+            return now.d_alpha * estimate.x0 + now.d_sigma * estimate.eps
 
         along = jax.vmap(lambda probe: jax.jvp(speed, (y,), (probe,)), out_axes=(None, 0))
         slope, slope_along = along(probes)
@@ -101,21 +125,21 @@ def log_likelihood(
         y, total = state
         stage_times, width = now
 
-        def stage(slope, now):
-            node, t = now
-            slopes_here = slopes(y + node * width * slope, t)
-            return slopes_here[0], slopes_here
+        def stage(known, now):
+            number, row, t = now
+            slope, trace = slopes(y + width * jnp.tensordot(row, known, axes=1), t)
+            return known.at[number].set(slope), trace
 
-        _, found = jax.lax.scan(stage, jnp.zeros_like(y), (_NODES, stage_times))
-        change, trace = (width / 6.0 * (k[0] + 2.0 * (k[1] + k[2]) + k[3]) for k in found)
-        return (y + change, total + trace), None
+        blank = jnp.zeros((len(nodes), *y.shape))
+        known, traces = jax.lax.scan(stage, blank, (jnp.arange(len(nodes)), rows, stage_times))
+        weights = width * jnp.asarray(tableau.weights)
+        return (y + jnp.tensordot(weights, known, axes=1), total + weights @ traces), None
 
-    cos, sin = (part / jnp.hypot(coeffs.alpha, coeffs.sigma) for part in (coeffs.alpha, coeffs.sigma))
-    start = (cos[0] * x0, jnp.zeros(x0.shape[0]))
-    stages = jnp.stack([times[:-1], middles, middles, times[1:]], axis=1)
-    (y, total), _ = jax.lax.scan(step, start, (stages, jnp.diff(angles)))
-    prior = jax.scipy.stats.norm.logpdf(y, scale=sin[-1]).sum(axis=inner)
-    return prior + total + math.prod(x0.shape[1:]) * jnp.log(cos[0])
+    (first, _), (last, _) = scaled(times[0]), scaled(times[-1])
+    start = (first.alpha * x0, jnp.zeros(x0.shape[0]))
+    (y, total), _ = jax.lax.scan(step, start, (stages, jnp.diff(ends)))
+    prior = jax.scipy.stats.norm.logpdf(y, scale=last.sigma).sum(axis=inner)
+    return prior + total + math.prod(x0.shape[1:]) * jnp.log(first.alpha)
 
 
 def bits_per_dim(log_likelihood: jax.Array, size: int) -> jax.Array:

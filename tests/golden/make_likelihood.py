@@ -111,7 +111,15 @@ def flow_matching() -> dict[str, torch.Tensor]:
         time_grid=torch.tensor([1.0, 0.0], dtype=torch.float64),
         exact_divergence=True,
     )
-    return {"data": data, "noise": noise, "log_likelihood": log_likelihood}
+    _, midpoint = solver.compute_likelihood(
+        data,
+        lambda x: Normal(0.0, 1.0).log_prob(x).sum(-1),
+        step_size=0.1,
+        method="midpoint",
+        time_grid=torch.tensor([1.0, 0.0], dtype=torch.float64),
+        exact_divergence=True,
+    )
+    return {"data": data, "noise": noise, "log_likelihood": log_likelihood, "midpoint": midpoint}
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ def evaluate(denoise: Denoiser, x: jax.Array, t: jax.Array) -> Estimate:
 
 
 def half_logsnr(coeffs: Coeffs) -> jax.Array:
-    """lambda = log(alpha / sigma), the variable of the exponential integrators."""
-    return jnp.log(coeffs.alpha) - jnp.log(coeffs.sigma)
+    """lambda = log(alpha / sigma), the variable of the exponential integrators; finite at exact ends too."""
+    return jnp.log(jnp.maximum(coeffs.alpha, 1e-15)) - jnp.log(jnp.maximum(coeffs.sigma, 1e-15))
 
 
 def noise_to_signal(coeffs: Coeffs) -> jax.Array:

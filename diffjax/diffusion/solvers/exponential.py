@@ -128,7 +128,7 @@ def dpmpp_2s() -> Solver:
             inner = middle.sigma / now.sigma * x - middle.alpha * jnp.expm1(-0.5 * h) * first
             return evaluate(denoise, inner, time).x0
 
-        x0 = jax.lax.cond(jnp.isfinite(h), halfway, lambda: first)
+        x0 = jax.lax.cond(then.sigma > 0.0, halfway, lambda: first)
         return then.sigma / now.sigma * x - then.alpha * jnp.expm1(-h) * x0, carry
 
     return Solver(no_memory, step, order=2)

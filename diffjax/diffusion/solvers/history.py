@@ -65,11 +65,6 @@ def usable_order(history: History, order: int, then: Coeffs) -> jax.Array:
     return jnp.where(then.sigma > 0.0, usable, 1)
 
 
-def log_level(coeffs: Coeffs) -> jax.Array:
-    """lambda = log(alpha / sigma), kept finite at the exact ends of a schedule."""
-    return jnp.log(jnp.maximum(coeffs.alpha, 1e-15)) - jnp.log(jnp.maximum(coeffs.sigma, 1e-15))
-
-
 def exponential_moments(h: jax.Array, count: int) -> list[jax.Array]:
     """`h int_0^1 exp(-h (1 - r)) r^i dr` for i = 0 ... count - 1, to full precision also for a small h."""
     small = jnp.abs(h) < 0.5

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.diffusion import noise
-from diffjax.diffusion.solvers.base import Solver, evaluate
+from diffjax.diffusion.solvers.base import Solver, evaluate, half_logsnr
 from diffjax.diffusion.solvers.history import (
     History,
     check_order,
@@ -14,7 +14,6 @@ from diffjax.diffusion.solvers.history import (
     exponential_moments,
     extend,
     lagrange_weights,
-    log_level,
     new_history,
     usable_order,
 )
@@ -49,8 +48,8 @@ def exponential(
 
     def step(denoise, schedule, x, t, s, keys, history):
         estimate, now, then = evaluate(denoise, x, t), schedule(t), schedule(s)
-        level = log_level(now)
-        h = log_level(then) - level
+        level = half_logsnr(now)
+        h = half_logsnr(then) - level
         m0, gain, pace = estimate.x0, then.alpha, (1.0 + eta) * h
         if of == "eps":
             m0, gain, pace = estimate.eps, then.sigma, -h

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffjax.diffusion.solvers.base import Solver, evaluate
+from diffjax.diffusion.solvers.base import Solver, evaluate, half_logsnr
 from diffjax.diffusion.solvers.history import (
     History,
     check_order,
@@ -14,7 +14,6 @@ from diffjax.diffusion.solvers.history import (
     exponential_moments,
     extend,
     lagrange_weights,
-    log_level,
     new_history,
     usable_order,
 )
@@ -77,10 +76,10 @@ def unipc(
 
     def step(denoise, schedule, x, t, s, keys, memory):
         m0, now, then = evaluate(denoise, x, t).x0, schedule(t), schedule(s)
-        level = log_level(now)
+        level = half_logsnr(now)
         if corrector:
             x = correct(memory, x, level, now.alpha, m0)
-        h = log_level(then) - level
+        h = half_logsnr(then) - level
         nodes = [(old - level) / h for old in memory.history.levels[: order - 1]]
         rows = [lagrange_weights((0.0, *nodes[:n]), row)[1:] for n, row in enumerate(moments(h, order))]
         now_order = usable_order(memory.history, order, then)
