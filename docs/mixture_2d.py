@@ -1,7 +1,6 @@
 """A small network learns eight Gaussians in the plane, by any process: the names are those of docs/core.md.
 
-python docs/mixture_2d.py --schedule=linear_flow --prediction=velocity --solver=heun --grid=uniform
-"""
+python docs/mixture_2d.py --schedule=linear_flow --prediction=velocity --solver=heun --grid=uniform"""
 
 import argparse
 
@@ -19,7 +18,7 @@ TABLES = {
     "schedule": (schedules.SCHEDULES, "linear_flow"),
     "prediction": (predictions.PREDICTIONS, "edm"),
     "weighting": (weightings.WEIGHTINGS, "unit"),
-    "times": (timesteps.TIMESTEPS, "stratified"),
+    "times": (timesteps.TIMESTEPS | {"grid": None}, "grid"),  # as often as the sampler visits them
     "solver": (solvers.SOLVERS, "dpmpp_2m"),
     "grid": (grids.TIME_GRIDS, "uniform_logsnr"),
 }
@@ -29,8 +28,9 @@ for key, (table, default) in TABLES.items():
 parser.add_argument("--steps", type=int, default=4000, help="of training")
 parser.add_argument("--out", default="mixture.png")
 args = parser.parse_args()
-schedule, row, weight, draw, solver, grid = (table[getattr(args, k)]() for k, (table, _) in TABLES.items())
-
+parts = {key: table[getattr(args, key)] for key, (table, _) in TABLES.items()}
+schedule, row, weight, solver = (parts[key]() for key in ("schedule", "prediction", "weighting", "solver"))
+times = grids.check_grid(parts["grid"]()(schedule, 50), schedule, row, solver)
 keys = jax.random.split(jax.random.key(0), 4)
 angle = jnp.pi / 4.0 * jax.random.randint(keys[0], (100_000,), 0, 8)
 data = 0.7 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1) + 0.04 * jax.random.normal(keys[1], (100_000, 2))
@@ -46,7 +46,9 @@ def net(params, x, level):
 def loss(params, key):
     x0, eps = jax.random.choice(key, data, (512,)), jax.random.normal(jax.random.fold_in(key, 1), (512, 2))
     process = {"prediction": row, "target": row, "weighting": weight, "inputs": told, "x0": x0, "eps": eps}
-    t = draw(jax.random.fold_in(key, 2), 512)
+    key = jax.random.fold_in(key, 2)
+    spread = jnp.interp(jax.random.uniform(key, (512,)), jnp.linspace(0.0, 1.0, len(times)), times)
+    t = spread if args.times == "grid" else parts["times"]()(key, 512)
     return losses.denoising_loss(lambda *x: net(params, *x), schedule, **process, t=t).mean()
 
 
@@ -59,7 +61,6 @@ params = mlp.init(keys[2], jnp.zeros((1, 14)))
 train = jax.jit(lambda state: jax.lax.scan(update, state, jax.random.split(keys[3], args.steps))[0][0])
 params = train((params, optimizer.init(params)))
 denoise = make_denoiser(lambda *x: net(params, *x), schedule, row, told)
-times = grids.check_grid(grid(schedule, 50), schedule, row, solver)
 keys = jax.random.split(jax.random.key(1), 2048)
 paths = sample(denoise, schedule, solver, keys=keys, shape=(2,), times=times, trajectory=True)
 figure, panels = pyplot.subplots(1, 3, figsize=(9, 3.2), layout="constrained")

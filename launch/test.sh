@@ -15,4 +15,8 @@ if [[ $# -eq 0 ]]; then
   .venv/bin/mypy diffjax
 fi
 echo "pytest"
+if [[ $# -eq 0 ]]; then
+  # Each process takes a file at a time: what a file's tests share is made once.
+  set -- --numprocesses auto --maxprocesses 4 --dist loadfile
+fi
 exec .venv/bin/python -m pytest "$@"

@@ -192,6 +192,7 @@ SHOULD_FAIL = [
     ({"times": {"name": "karras", "sigma_min": 80.0, "sigma_max": 2.0}}, "sigma_min 80.0 must be .* below"),
     ({"times": {"name": "explicit", "times": (1.0, 0.2, 0.4, 0.0)}}, "0.2 is followed by 0.4"),
     ({"times": {"name": "explicit", "times": (1.2, 0.2)}}, r"must lie in \[0, 1\]"),
+    ({"times": {"name": "karras", "sigma_max": 1e5}}, r"sigma_max is 100000; .* reaches 1808"),
     ({"guidance_interval": (0.5, 1.5)}, r"guidance_interval=\(0.5, 1.5\); expected"),
     ({"guidance_interval": (0.5, 0.2)}, "guidance_interval"),
     ({"guidance": {"name": "rescaled", "phi": 2.0}}, r"phi is 2.0; expected"),

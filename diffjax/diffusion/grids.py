@@ -13,6 +13,7 @@ import numpy as np
 from diffjax.diffusion.predictions import Prediction, determinant
 from diffjax.diffusion.schedules import Schedule, logsnr, time_at
 from diffjax.diffusion.solvers.base import Solver
+from diffjax.diffusion.timesteps import EDGE
 
 TimeGrid = Callable[[Schedule, int], np.ndarray]
 
@@ -189,12 +190,16 @@ def _rho_spaced(start: float, end: float, count: int, rho: float) -> np.ndarray:
     return np.linspace(start ** (1.0 / rho), end ** (1.0 / rho), count) ** rho
 
 
-def uniform_logsnr(*, limit: float = 20.0) -> TimeGrid:
-    """Equally spaced in log-SNR over the schedule's whole range, cut at +-limit (Lu et al., 2022)."""
+def uniform_logsnr(*, limit: float = 12.0) -> TimeGrid:
+    """Equally spaced in log-SNR (Lu et al., 2022), over the times that training visits.
+
+    Args:
+      limit: where the range reaches beyond +-limit, it is cut.
+    """
 
     def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
-        low, high = (float(np.clip(level, -limit, limit)) for level in _levels(schedule, [1.0, 0.0]))
-        return _times_at(schedule, np.linspace(low, high, _positive(num_steps) + 1))
+        low, high = (float(np.clip(level, -limit, limit)) for level in _levels(schedule, [1.0 - EDGE, EDGE]))
+        return check_times(_times_at(schedule, np.linspace(low, high, _positive(num_steps) + 1)))
 
     return grid
 
@@ -292,7 +297,13 @@ def _times_at(schedule: Schedule, levels: np.ndarray) -> np.ndarray:
 def _from_sigmas(
     schedule: Schedule, sigmas: Callable[[int], np.ndarray], num_steps: int, to_zero: bool
 ) -> np.ndarray:
-    times = times_at_sigmas(schedule, sigmas(_positive(num_steps) + (not to_zero)))
+    wanted = sigmas(_positive(num_steps) + (not to_zero))
+    most = float(np.exp(-0.5 * _levels(schedule, [1.0])[0]))
+    _require(
+        wanted[0] <= most * (1.0 + 1e-5),
+        f"sigma_max is {wanted[0]:g}; the noise level sigma / alpha of this schedule reaches {most:g} only",
+    )
+    times = times_at_sigmas(schedule, wanted)
     return check_times(np.append(times, 0.0) if to_zero else times)
 
 

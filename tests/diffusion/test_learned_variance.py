@@ -8,7 +8,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from diffjax.diffusion import betas, losses, predictions, weightings
+from diffjax.diffusion import losses, predictions, weightings
 from diffjax.diffusion.denoiser import make_denoiser
 from diffjax.diffusion.inputs import timestep_input
 from diffjax.diffusion.learned_variance import (
@@ -21,7 +21,7 @@ from diffjax.diffusion.learned_variance import (
     vlb_term,
 )
 from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import cosine, edm, linear_flow, trigonometric, ve, vp
+from diffjax.diffusion.schedules import betas, cosine, edm, linear_flow, trigonometric, ve, vp
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "likelihood.npz")
 SCHEDULES = {"cosine": cosine(), "exact": trigonometric(), "flow": linear_flow(), "vp": vp(), "edm": edm()}

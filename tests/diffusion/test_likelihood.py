@@ -7,7 +7,7 @@ import pytest
 from oracle import gaussian_denoiser, gaussian_flow, mixture_denoiser
 from scipy.stats import norm
 
-from diffjax.diffusion import betas, noise
+from diffjax.diffusion import noise
 from diffjax.diffusion.denoiser import make_denoiser
 from diffjax.diffusion.inputs import time_input
 from diffjax.diffusion.learned_variance import gaussian_nll
@@ -20,7 +20,7 @@ from diffjax.diffusion.likelihood import (
     variational_bound,
 )
 from diffjax.diffusion.predictions import Estimate, velocity
-from diffjax.diffusion.schedules import cosine, edm, expand, linear_flow, time_at, trigonometric, ve
+from diffjax.diffusion.schedules import betas, cosine, edm, expand, linear_flow, time_at, trigonometric, ve
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "likelihood.npz")
 SCHEDULES = {

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from oracle import mixture_denoiser
 
-from diffjax.diffusion import betas, grids
+from diffjax.diffusion import grids
 from diffjax.diffusion import noise as noise_module
 from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import Coeffs, cosine, edm, expand, linear_flow, trigonometric, vp
+from diffjax.diffusion.schedules import Coeffs, betas, cosine, edm, expand, linear_flow, trigonometric, vp
 from diffjax.diffusion.solvers import adams, multistep, unipc
 from diffjax.diffusion.solvers.history import exponential_moments, lagrange_weights
 

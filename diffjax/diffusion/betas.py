@@ -1,1 +1,0 @@
-from diffjax.diffusion.schedules.betas import *  # noqa
