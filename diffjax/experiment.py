@@ -85,7 +85,7 @@ def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, key: str,
             raise UserError(f"{key}.{name} is no setting of {config.name!r}; {advice}")
     try:
         return function(**values, **fixed)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise UserError(f"{key}: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """From a configuration to a loss and to samples, for every entry of every table of the diffusion core."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,12 @@ def test_given_pairs_take_the_place_of_the_noise():
     )
     assert float(jnp.abs(drawn - given).min()) > 1e-4
     assert float(jnp.abs(again - given).min()) > 1e-4
+
+
+def test_a_missing_package_is_a_user_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ott", None)
+    with pytest.raises(UserError, match=r"diffusion.coupling: .* run `pip install 'diffjax\[ot\]'`"):
+        build_stage(config_of(coupling={"name": "exact"}), text_embed=5)
 
 
 SHOULD_FAIL = [

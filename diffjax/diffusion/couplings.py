@@ -4,6 +4,7 @@ A coupling is a function `(key, x0, eps) -> (x0, eps)` on `[batch, …]`. It is 
 before a time is drawn. The images stay where they are, so that their conditions stay beside them.
 """
 
+import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,11 @@ import jax.numpy as jnp
 Coupling = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(key, x0, eps) -> (x0, eps)`."""
 
-_MISSING = "the optimal-transport couplings need ott-jax: run `pip install 'diffjax[ot]'`"
+
+def _require_ott() -> None:
+    """Say at once, rather than when a step is compiled, that the package is missing."""
+    if importlib.util.find_spec("ott") is None:
+        raise ImportError("the optimal-transport couplings need ott-jax: run `pip install 'diffjax[ot]'`")
 
 
 def independent() -> Coupling:
@@ -34,13 +39,11 @@ def exact() -> Coupling:
     The Hungarian algorithm, on the device: its work grows with the cube of the batch. It couples whatever it
     is given: for a batch that is split over devices, the whole batch.
     """
+    _require_ott()
 
     def couple(key: jax.Array, x0: jax.Array, eps: jax.Array) -> tuple[jax.Array, jax.Array]:
-        try:
-            from ott.geometry import geometry
-            from ott.tools import unreg
-        except ImportError as error:
-            raise ImportError(_MISSING) from error
+        from ott.geometry import geometry
+        from ott.tools import unreg
 
         _, matching = unreg.hungarian(geometry.Geometry(cost_matrix=squared_distances(x0, eps)))
         images, partners = matching.paired_indices
@@ -66,13 +69,11 @@ def sinkhorn(
     """
     if not epsilon > 0.0:
         raise ValueError(f"epsilon is {epsilon}; expected more than 0")
+    _require_ott()
 
     def couple(key: jax.Array, x0: jax.Array, eps: jax.Array) -> tuple[jax.Array, jax.Array]:
-        try:
-            from ott.geometry import geometry
-            from ott.solvers import linear
-        except ImportError as error:
-            raise ImportError(_MISSING) from error
+        from ott.geometry import geometry
+        from ott.solvers import linear
 
         cost = squared_distances(x0, eps)
         blur = epsilon * (jnp.mean(cost) if relative else 1.0)
