@@ -1,5 +1,6 @@
 """From a configuration to a loss and to samples, for every entry of every table of the diffusion core."""
 
+import dataclasses
 import functools
 import sys
 
@@ -185,6 +186,19 @@ def test_given_pairs_take_the_place_of_the_noise():
     )
     assert float(jnp.abs(drawn - given).min()) > 1e-4
     assert float(jnp.abs(again - given).min()) > 1e-4
+
+
+def test_the_coupling_chooses_the_noise_of_each_image():
+    """A coupling that turns the batch around, against noise that was turned around."""
+    stage = build_stage(config_of(), text_embed=5).stage
+    noise = jnp.asarray(np.random.default_rng(2).normal(size=(4, 8, 8, 3)), jnp.float32)
+    turned = dataclasses.replace(stage, coupling=lambda key, x0, eps: (x0, eps[::-1]))
+    found = loss_of(turned, params_of(), data={**batch(), "noise": noise}).loss
+    expected = loss_of(stage, params_of(), data={**batch(), "noise": noise[::-1]}).loss
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (
+        float(jnp.abs(found - loss_of(stage, params_of(), data={**batch(), "noise": noise}).loss).min()) > 0
+    )
 
 
 def test_a_missing_package_is_a_user_error(monkeypatch):
