@@ -37,9 +37,9 @@ def test_an_image_depends_on_its_key_alone(name):
     together = draw(keys, solver=solver)
     assert together.dtype == jnp.float32
     assert together.shape == (5, 2, 2, 3)
-    np.testing.assert_allclose(draw(keys[3:4], solver=solver), together[3:4], atol=1e-6)
+    np.testing.assert_allclose(draw(keys[3:4], solver=solver), together[3:4], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(
-        draw(keys[jnp.array([4, 2, 0])], solver=solver), together[jnp.array([4, 2, 0])], atol=1e-6
+        draw(keys[jnp.array([4, 2, 0])], solver=solver), together[jnp.array([4, 2, 0])], rtol=1e-5, atol=1e-6
     )
     assert float(jnp.abs(together[0] - together[1]).max()) > 0.01
     np.testing.assert_array_equal(together, draw(keys, solver=solver))
