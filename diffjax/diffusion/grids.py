@@ -13,7 +13,7 @@ import numpy as np
 from diffjax.diffusion.predictions import Prediction, determinant
 from diffjax.diffusion.schedules import Schedule, logsnr, time_at
 from diffjax.diffusion.solvers.base import Solver
-from diffjax.diffusion.timesteps import EDGE
+from diffjax.diffusion.timesteps import EDGE, shift_time
 
 TimeGrid = Callable[[Schedule, int], np.ndarray]
 
@@ -57,8 +57,7 @@ def shifted(*, shift: float = 3.0, last: float = 0.0) -> TimeGrid:
     _require(shift > 0.0 and 0.0 <= last < 1.0, f"expected shift > 0 and 0 <= last < 1, not {shift}, {last}")
 
     def grid(schedule: Schedule, num_steps: int) -> np.ndarray:
-        t = uniform(last_step=last)(schedule, num_steps)
-        return shift * t / (1.0 + (shift - 1.0) * t)
+        return np.asarray(shift_time(uniform(last_step=last)(schedule, num_steps), shift))
 
     return grid
 
