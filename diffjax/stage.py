@@ -175,8 +175,9 @@ def loss(
 
     noises = batch["noise"] if "noise" in batch else jax.random.normal(keys["noise"], x0.shape)
     x0, noises = stage.coupling(keys["couple"], x0, noises)
-    t, weight = stage.times(keys["time"], count), jnp.ones(count)
-    if history is not None:
+    if history is None:
+        t, weight = stage.times(keys["time"], count), jnp.ones(count)
+    else:
         t, weight = resampling.draw(history, keys["time"], count)
     settings: dict[str, Any] = {
         "prediction": stage.prediction,

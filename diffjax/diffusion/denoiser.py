@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from diffjax.diffusion.inputs import Inputs, logsnr_input
 from diffjax.diffusion.predictions import Estimate, Prediction, solve
-from diffjax.diffusion.schedules import Coeffs, Schedule, expand
+from diffjax.diffusion.schedules import Coeffs, Schedule, expand, widen
 
 Network = Callable[[jax.Array, jax.Array], jax.Array]
 """`(x, what it is told of the time [batch]) -> prediction`, with parameters and conditions bound."""
@@ -21,7 +21,7 @@ _LOGSNR = logsnr_input()
 def evaluate(net: Network, inputs: Inputs, coeffs: Coeffs, x: jax.Array, t: jax.Array) -> jax.Array:
     """The network's output at `x_t`, as float32 whatever it computes in."""
     scale, told = inputs(coeffs, t)
-    return net(x * scale.reshape(scale.shape + (1,) * (x.ndim - scale.ndim)), told).astype(jnp.float32)
+    return net(widen(scale, x) * x, told).astype(jnp.float32)
 
 
 def make_denoiser(

@@ -16,7 +16,7 @@ from diffjax.diffusion.denoiser import Network, evaluate, make_denoiser
 from diffjax.diffusion.inputs import Inputs, logsnr_input
 from diffjax.diffusion.losses import denoising_loss
 from diffjax.diffusion.predictions import Estimate, Prediction
-from diffjax.diffusion.schedules import Coeffs, Schedule, corrupt, expand
+from diffjax.diffusion.schedules import Coeffs, Schedule, corrupt, expand, widen
 
 Decoder = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 """`(x0, mean, log_std) -> -log p(x0)` in nats, elementwise: how the last step scores the data."""
@@ -54,7 +54,7 @@ def log_variance(schedule: Schedule, t: jax.Array, s: jax.Array, fraction: jax.A
       fraction: `[batch, …]`; see `diffjax.diffusion.predictions.Estimate`.
     """
     now, then, later = (expand(schedule(time), fraction) for time in (t, s, jnp.minimum(2.0 * t - s, 1.0)))
-    rest, next_rest, clean = _shares(now, then)[1], _shares(later, now)[1], _wide(s, fraction) == 0.0
+    rest, next_rest, clean = _shares(now, then)[1], _shares(later, now)[1], widen(s, fraction) == 0.0
     large = now.sigma**2 * jnp.where(clean, 1.0, rest)
     small = jnp.where(clean, now.sigma**2 * next_rest, then.sigma**2 * rest)
     small = jnp.where(small > 0.0, small, large)  # a process of one step has no next one
@@ -117,7 +117,7 @@ def vlb_term(
     log_var = log_variance(schedule, t, s, none if estimate.fraction is None else estimate.fraction)
     kl = gaussian_kl(true_mean, log_variance(schedule, t, s, none), mean, log_var)
     nll = decoder(x0, estimate.x0, 0.5 * log_var)
-    return jnp.mean(jnp.where(_wide(s, x) == 0.0, nll, kl), axis=tuple(range(1, x.ndim))) / math.log(2.0)
+    return jnp.mean(jnp.where(widen(s, x) == 0.0, nll, kl), axis=tuple(range(1, x.ndim))) / math.log(2.0)
 
 
 def hybrid_loss(
@@ -166,7 +166,3 @@ def _shares(now: Coeffs, then: Coeffs) -> tuple[jax.Array, jax.Array]:
     """`q = (alpha_t / sigma_t) / (alpha_s / sigma_s)` and `1 - q^2`."""
     q = now.alpha * then.sigma / (then.alpha * now.sigma)
     return q, jnp.maximum((1.0 - q) * (1.0 + q), 0.0)
-
-
-def _wide(t: jax.Array, x: jax.Array) -> jax.Array:
-    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))

@@ -16,7 +16,7 @@ from diffjax.diffusion import noise
 from diffjax.diffusion.denoiser import Network, evaluate
 from diffjax.diffusion.inputs import Inputs, time_input
 from diffjax.diffusion.losses import Penalty, squared
-from diffjax.diffusion.schedules import linear_flow
+from diffjax.diffusion.schedules import linear_flow, widen
 
 Path = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 """`(x0, x1, t, z) -> (x_t, velocity)`; t broadcasts against the others."""
@@ -111,7 +111,7 @@ def flow_matching_loss(
     Returns:
       `[batch]`: the mean over all axes but the first.
     """
-    wide = t.reshape(t.shape + (1,) * (x0.ndim - t.ndim))
+    wide = widen(t, x0)
     x, velocity = path(x0, x1, wide, noise.normal_like(keys, x0))
     error = evaluate(net, inputs, _STRAIGHT(t), x, t) - velocity
     return jnp.mean(penalty(error), axis=tuple(range(1, error.ndim)))

@@ -15,6 +15,7 @@ from diffjax.diffusion.schedules.base import (
     logsnr,
     shifted,
     time_at,
+    widen,
 )
 from diffjax.diffusion.schedules.betas import ddpm, from_betas
 from diffjax.diffusion.schedules.continuous import (
@@ -53,6 +54,7 @@ __all__ = [
     "trigonometric",
     "ve",
     "vp",
+    "widen",
 ]
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {**continuous.SCHEDULES, **betas.SCHEDULES}

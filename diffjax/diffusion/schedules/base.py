@@ -96,7 +96,12 @@ def time_at(schedule: Schedule, level: jax.Array) -> jax.Array:
 
 def expand(coeffs: Coeffs, x: jax.Array) -> Coeffs:
     """Give coefficients of shape `[batch]` trailing axes of size one, to broadcast against `x`."""
-    return Coeffs(*(c.reshape(c.shape + (1,) * (x.ndim - c.ndim)) for c in coeffs))
+    return Coeffs(*(widen(c, x) for c in coeffs))
+
+
+def widen(values: jax.Array, x: jax.Array) -> jax.Array:
+    """Give values of shape `[batch]` trailing axes of size one, to broadcast against `x`."""
+    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
 
 
 def corrupt(schedule: Schedule, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
