@@ -26,7 +26,7 @@ from diffjax.diffusion.schedules import Schedule, corrupt, logsnr
 from diffjax.diffusion.solvers import Solver
 from diffjax.diffusion.timesteps import TimeSampler
 from diffjax.diffusion.weightings import Weighting
-from diffjax.nn.conditioning import Cond, drop_text, null_text
+from diffjax.nn.conditioning import Cond, drop_cond, null_cond
 
 Params = Any
 
@@ -163,7 +163,7 @@ def loss(
     x0 = to_model_range(batch["image"])
     count = x0.shape[0]
     cond = Cond(batch["text"].astype(jnp.float32), batch["mask"], batch["pooled"])
-    cond = drop_text(cond, jax.random.bernoulli(keys["drop"], stage.drop_text, (count,)))
+    cond = drop_cond(cond, jax.random.bernoulli(keys["drop"], stage.drop_text, (count,)))
     if stage.low_res:
         factor = stage.resolution // stage.low_res
         level = jax.random.uniform(keys["level"], (count,), maxval=stage.max_aug_level)
@@ -246,11 +246,11 @@ def sample(
             net, stage.schedule, stage.prediction, stage.inputs, learned_variance=stage.vlb_weight > 0.0
         )
 
-    null_cond = null_text(cond)
+    without = null_cond(cond)
     pair = (
-        guidance.in_turn(denoiser_of(cond), denoiser_of(null_cond))
+        guidance.in_turn(denoiser_of(cond), denoiser_of(without))
         if settings.two_passes
-        else guidance.one_batch(denoiser_of, cond, null_cond)
+        else guidance.one_batch(denoiser_of, cond, without)
     )
     scale = settings.guidance_scale if guidance_scale is None else guidance_scale
     denoise = guidance.guided(pair, settings.guidance, stage.schedule, scale, settings.guidance_interval)

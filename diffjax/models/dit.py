@@ -7,21 +7,8 @@ import jax.numpy as jnp
 from diffjax.nn.conditioning import Cond, TextProjection
 from diffjax.nn.embeddings import NoiseLevelEmbedding, sincos_positions_2d
 from diffjax.nn.layers import Dtype, constrain, dense, zeros
+from diffjax.nn.patches import patchify, unpatchify
 from diffjax.nn.transformer import AdaLNZeroBlock, Modulation, modulate
-
-
-def patchify(images: jax.Array, patch: int) -> jax.Array:
-    """`[batch, height, width, channels] -> [batch, tokens, patch * patch * channels]`, row by row."""
-    b, h, w, c = images.shape
-    x = images.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, (h // patch) * (w // patch), patch * patch * c)
-
-
-def unpatchify(tokens: jax.Array, patch: int, height: int, width: int) -> jax.Array:
-    """The inverse of `patchify` for images of `height` x `width`."""
-    b, _, features = tokens.shape
-    x = tokens.reshape(b, height // patch, width // patch, patch, patch, features // (patch * patch))
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, height, width, -1)
 
 
 class DiT(nn.Module):
@@ -65,8 +52,6 @@ class DiT(nn.Module):
           `[batch, height, width, out_channels]`, float32.
         """
         height, width = x.shape[1:3]
-        if height % self.patch or width % self.patch:
-            raise ValueError(f"image of {height} x {width} is not divisible into patches of {self.patch}")
         tokens, mask, vector = TextProjection(self.embed, dtype=self.dtype, name="text")(cond)
         vector = vector + NoiseLevelEmbedding(self.embed, dtype=self.dtype, name="noise_level")(logsnr)
         if cond.low_res is not None:

@@ -113,7 +113,7 @@ class UNet(nn.Module):
             res_block, attention_block = nn.remat(ResBlock), nn.remat(AttentionBlock)
 
         def transform(h: jax.Array, width: int, name: str) -> jax.Array:
-            return res_block(width, dropout, self.dtype, name=f"{name}_res")(h, vector)
+            return res_block(width, dropout, dtype=self.dtype, name=f"{name}_res")(h, vector)
 
         def attend(h: jax.Array, level: int, name: str) -> jax.Array:
             over = (self.self_attention[level], self.cross_attention[level])
@@ -131,7 +131,7 @@ class UNet(nn.Module):
         for level in levels:
             if strides[level] > 1:
                 width = widths[level] if self.efficient else h.shape[-1]
-                h = Downsample(width, strides[level], self.dtype, name=f"down_{level}")(h)
+                h = Downsample(width, strides[level], dtype=self.dtype, name=f"down_{level}")(h)
             skips.append([h])
             for block in range(self.blocks[level]):
                 h = transform(h, widths[level], f"down_{level}_{block}")
@@ -166,7 +166,7 @@ class UNet(nn.Module):
             h = add_scaled(h, entry)
         # Modulated, because in the efficient network only this layer can weigh the noisy image, which the
         # entry brings here at full resolution, by its noise level.
-        h = nn.silu(ModulatedNorm(self.dtype, name="norm_out")(h, vector))
+        h = nn.silu(ModulatedNorm(dtype=self.dtype, name="norm_out")(h, vector))
         h = conv(self.out_channels, kernel_init=zeros, dtype=jnp.float32, name="out")(h)
         return constrain(h, *FEATURE_MAP)
 

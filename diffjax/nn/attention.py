@@ -1,28 +1,96 @@
-"""Multi-head attention."""
+"""Attention: one function, whatever network asks, with interchangeable kernels; and the module around it."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from diffjax.nn.layers import Dtype, Initializer, dense, lecun
+from diffjax.nn.kernels import attend
+from diffjax.nn.layers import Dtype, Initializer, dense, layer_norm, lecun, rms_norm
+from diffjax.nn.rotary import Rotary, rotate
+
+NORMS: dict[str, Callable[..., nn.Module]] = {"rms": rms_norm, "layer": layer_norm}
+
+
+def heads_of(
+    source: jax.Array,
+    heads: int,
+    head_dim: int,
+    *,
+    name: str,
+    use_bias: bool = True,
+    norm: str = "",
+    norm_eps: float = 1e-6,
+    rotary: Rotary | None = None,
+    kernel_init: Initializer = lecun,
+    dtype: Dtype = None,
+) -> jax.Array:
+    """Project tokens to queries, keys or values; to be called inside a compact method, which owns the layers.
+
+    Args:
+      source: `[batch, length, any]`.
+      heads: number of heads.
+      head_dim: width of each.
+      name: of the linear layer; the norm's is `{name}_norm`.
+      use_bias: whether the linear layer has one.
+      norm: "rms" or "layer": of each head (Dehghani et al., 2023: QK norm); "" is none.
+      norm_eps: of that norm.
+      rotary: turns each head by its token's position (Su et al., 2021).
+      kernel_init: of the linear layer.
+      dtype: compute dtype.
+
+    Returns:
+      `[batch, length, heads, head_dim]`.
+    """
+    y = dense(
+        heads * head_dim,
+        axes=("embed", "heads"),
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=name,
+    )(source)
+    y = y.reshape(*y.shape[:-1], heads, head_dim)
+    if norm:
+        y = NORMS[norm](epsilon=norm_eps, axis="head_dim", dtype=dtype, name=f"{name}_norm")(y)
+    return y if rotary is None else rotate(y, rotary)
 
 
 class Attention(nn.Module):
     """Multi-head attention, over the tokens themselves or over a context.
 
     Attributes:
-      heads: number of heads; the width of the tokens must be divisible by it.
-      dtype: compute dtype; the softmax is taken in float32.
+      heads: number of heads.
+      head_dim: width of a head; None: the width of the tokens, which must then be divisible, over `heads`.
+      use_bias: whether queries, keys and values have a bias.
+      out_bias: whether the output projection has one.
+      qk_norm: norm of each head of queries and keys: "rms", "layer", or "" for none.
+      scale: of the products of queries and keys; None: `head_dim ** -0.5`.
+      kernel_init: initializer of the input projections.
       out_init: initializer of the output projection (zeros make a new block the identity).
+      dtype: compute dtype; the softmax is taken in float32.
     """
 
     heads: int
-    dtype: Dtype = None
+    head_dim: int | None = None
+    use_bias: bool = True
+    out_bias: bool = True
+    qk_norm: str = ""
+    scale: float | None = None
+    kernel_init: Initializer = lecun
     out_init: Initializer = lecun
+    dtype: Dtype = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        *,
+        bias: jax.Array | None = None,
+        causal: bool = False,
+        rotary: Rotary | None = None,
     ) -> jax.Array:
         """Attend from `x` to `x`, or to `context`.
 
@@ -30,26 +98,41 @@ class Attention(nn.Module):
           x: `[batch, length, embed]`.
           context: `[batch, keys, any]`; `x` itself when None.
           mask: `[batch, keys]` bool, False where a key must not be seen; at least one True per row.
+          bias: added to the products, broadcastable to `[batch, heads, length, keys]`.
+          causal: no token sees a later one.
+          rotary: positions, of `x` attending to itself.
 
         Returns:
           `[batch, length, embed]`.
         """
         embed = x.shape[-1]
-        if embed % self.heads:
+        if self.head_dim is None and embed % self.heads:
             raise ValueError(f"width {embed} is not divisible by {self.heads} heads")
+        head_dim = self.head_dim or embed // self.heads
         context = x if context is None else context
 
-        def project(source: jax.Array, name: str) -> jax.Array:
-            y = dense(embed, axes=("embed", "heads"), dtype=self.dtype, name=name)(source)
-            return y.reshape(*y.shape[:-1], self.heads, embed // self.heads)
+        def project(source: jax.Array, name: str, *, normed: bool) -> jax.Array:
+            return heads_of(
+                source,
+                self.heads,
+                head_dim,
+                name=name,
+                use_bias=self.use_bias,
+                norm=self.qk_norm if normed else "",
+                rotary=rotary if normed else None,
+                kernel_init=self.kernel_init,
+                dtype=self.dtype,
+            )
 
-        query, key, value = project(x, "query"), project(context, "key"), project(context, "value")
-        scale = (embed // self.heads) ** -0.5
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(*x.shape[:-1], embed)
-        return dense(embed, axes=("heads", "embed"), kernel_init=self.out_init, dtype=self.dtype, name="out")(
-            y
-        )
+        query, key = project(x, "query", normed=True), project(context, "key", normed=True)
+        value = project(context, "value", normed=False)
+        y = attend(query, key, value, mask=mask, bias=bias, causal=causal, scale=self.scale)
+        y = y.reshape(*x.shape[:-1], self.heads * head_dim)
+        return dense(
+            embed,
+            axes=("heads", "embed"),
+            use_bias=self.out_bias,
+            kernel_init=self.out_init,
+            dtype=self.dtype,
+            name="out",
+        )(y)

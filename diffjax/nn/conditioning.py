@@ -10,35 +10,55 @@ from diffjax.nn.layers import Dtype, dense, layer_norm, param
 
 
 class Cond(NamedTuple):
-    """The conditions of one batch; a pytree.
+    """The conditions of one batch; a pytree. What a network does not ask for stays None.
 
-    An example whose `mask` is False everywhere carries no text: it is the null condition of classifier-free
-    guidance, whatever stands in `text` and `pooled`.
+    An example whose `mask` is False everywhere carries no text, and one whose `label` is `NO_LABEL` no class:
+    it is the null condition of classifier-free guidance, whatever stands in `text` and `pooled`. Networks
+    that were trained with the encoding of the empty string as their null condition are given that instead.
 
     Attributes:
       text: token states of a frozen encoder, `[batch, length, text_embed]`.
       mask: `[batch, length]` bool, True at real tokens.
-      pooled: one vector per caption, `[batch, text_embed]`.
+      pooled: one vector per caption, `[batch, pooled_embed]`.
       low_res: for a super-resolution stage, the (noised) low-resolution image, upsampled to the
         stage's own resolution, `[batch, height, width, channels]` in [-1, 1]; None in a base stage.
-      aug_level: the noise level of `low_res` as log-SNR, `[batch]`; None in a base stage.
+      aug_level: the noise level of `low_res`, told as the network is told its own, `[batch]`; None in a base
+        stage.
+      label: the class, `[batch]` int32.
+      size: original height and width, top and left of the crop, target height and width in pixels,
+        `[batch, 6]` (SDXL's micro-conditioning).
+      guidance: the guidance scale that a distilled network takes as an input, `[batch]` (FLUX.1 dev).
     """
 
-    text: jax.Array
-    mask: jax.Array
-    pooled: jax.Array
+    text: jax.Array | None = None
+    mask: jax.Array | None = None
+    pooled: jax.Array | None = None
     low_res: jax.Array | None = None
     aug_level: jax.Array | None = None
+    label: jax.Array | None = None
+    size: jax.Array | None = None
+    guidance: jax.Array | None = None
 
 
-def drop_text(cond: Cond, drop: jax.Array) -> Cond:
+NO_LABEL = -1
+
+
+def drop_cond(cond: Cond, drop: jax.Array) -> Cond:
     """Turn the examples where `drop` (`[batch]` bool) is True into the null condition."""
-    return cond._replace(mask=cond.mask & ~drop[:, None])
+    if cond.mask is not None:
+        cond = cond._replace(mask=cond.mask & ~drop[:, None])
+    if cond.label is not None:
+        cond = cond._replace(label=jnp.where(drop, NO_LABEL, cond.label))
+    return cond
 
 
-def null_text(cond: Cond) -> Cond:
-    """The null condition of a whole batch: same shapes, same low-resolution images, no text."""
-    return cond._replace(mask=jnp.zeros_like(cond.mask))
+def null_cond(cond: Cond) -> Cond:
+    """The null condition of a whole batch: same shapes, same low-resolution images, no text and no class."""
+    if cond.mask is not None:
+        cond = cond._replace(mask=jnp.zeros_like(cond.mask))
+    if cond.label is not None:
+        cond = cond._replace(label=jnp.full_like(cond.label, NO_LABEL))
+    return cond
 
 
 class TextProjection(nn.Module):
@@ -59,6 +79,8 @@ class TextProjection(nn.Module):
           tokens `[batch, 1 + length, features]`, their mask `[batch, 1 + length]` (the null token is
           visible exactly where there is no text), and a vector `[batch, features]`.
         """
+        if cond.text is None or cond.mask is None or cond.pooled is None:
+            raise ValueError("this network is conditioned on text: cond.text, cond.mask and cond.pooled")
         has_text = cond.mask.any(axis=-1)
         tokens = dense(self.features, dtype=self.dtype, name="tokens")(cond.text)
         tokens = layer_norm(dtype=self.dtype, name="token_norm")(tokens)

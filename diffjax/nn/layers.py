@@ -44,15 +44,22 @@ def conv(
     kernel_size: int = 3,
     *,
     stride: int = 1,
+    padding: Any = "SAME",
+    use_bias: bool = True,
     kernel_init: Initializer = lecun,
     dtype: Dtype = None,
     name: str | None = None,
 ) -> nn.Conv:
-    """A square `SAME` convolution `[b, h, w, in] -> [b, h/stride, w/stride, features]`."""
+    """A square convolution `[b, h, w, in] -> [b, h/stride, w/stride, features]`.
+
+    With a stride, `SAME` pads an even image on one side only; PyTorch's `padding=1` is `padding=1` here too.
+    """
     return nn.Conv(
         features,
         (kernel_size, kernel_size),
         strides=(stride, stride),
+        padding=padding,
+        use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(kernel_init, ("window", "window", "conv_in", "conv_out")),
         bias_init=nn.with_logical_partitioning(zeros, ("conv_out",)),
@@ -60,12 +67,80 @@ def conv(
     )
 
 
-def layer_norm(*, dtype: Dtype = None, name: str | None = None) -> nn.LayerNorm:
-    """A layer norm of `[..., embed]` with scale and bias; statistics in float32 whatever `dtype` is."""
+def layer_norm(
+    *,
+    epsilon: float = 1e-6,
+    affine: bool = True,
+    use_bias: bool = True,
+    axis: str = "embed",
+    dtype: Dtype = None,
+    name: str | None = None,
+) -> nn.LayerNorm:
+    """A layer norm of the last axis; statistics in float32 whatever `dtype` is.
+
+    Args:
+      epsilon: added to the variance.
+      affine: whether there are a scale and a bias.
+      use_bias: whether there is a bias, given the scale.
+      axis: logical name of the last axis.
+      dtype: compute dtype.
+      name: of the module.
+    """
     return nn.LayerNorm(
+        epsilon=epsilon,
         dtype=dtype,
-        scale_init=nn.with_logical_partitioning(ones, ("embed",)),
-        bias_init=nn.with_logical_partitioning(zeros, ("embed",)),
+        use_bias=affine and use_bias,
+        use_scale=affine,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 loses digits where the mean is large
+        scale_init=nn.with_logical_partitioning(ones, (axis,)),
+        bias_init=nn.with_logical_partitioning(zeros, (axis,)),
+        name=name,
+    )
+
+
+def rms_norm(
+    *,
+    epsilon: float = 1e-6,
+    affine: bool = True,
+    axis: str = "embed",
+    dtype: Dtype = None,
+    name: str | None = None,
+) -> nn.RMSNorm:
+    """The last axis over its root mean square (Zhang and Sennrich, 2019); statistics in float32."""
+    return nn.RMSNorm(
+        epsilon=epsilon,
+        dtype=dtype,
+        use_scale=affine,
+        scale_init=nn.with_logical_partitioning(ones, (axis,)),
+        name=name,
+    )
+
+
+def group_norm(
+    groups: int, *, epsilon: float = 1e-6, dtype: Dtype = jnp.float32, name: str | None = None
+) -> nn.GroupNorm:
+    """A group norm of `[..., channels]` (Wu and He, 2018) with scale and bias; statistics in float32."""
+    return nn.GroupNorm(
+        groups,
+        epsilon=epsilon,
+        dtype=dtype,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(ones, ("conv_out",)),
+        bias_init=nn.with_logical_partitioning(zeros, ("conv_out",)),
+        name=name,
+    )
+
+
+def embedding(
+    rows: int, features: int, *, init: Initializer | None = None, dtype: Dtype = None, name: str | None = None
+) -> nn.Embed:
+    """A table of `rows` vectors, `[...] int -> [..., features]`."""
+    init = nn.initializers.normal(0.02) if init is None else init
+    return nn.Embed(
+        rows,
+        features,
+        dtype=dtype,
+        embedding_init=nn.with_logical_partitioning(init, ("vocab", "embed")),
         name=name,
     )
 

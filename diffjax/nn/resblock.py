@@ -6,32 +6,58 @@ identity (or its skip); tests must therefore randomise the parameters.
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from diffjax.nn.attention import Attention
-from diffjax.nn.layers import Dtype, constrain, conv, dense, layer_norm, lecun, ones, zeros
+from diffjax.nn.layers import (
+    Dtype,
+    Initializer,
+    constrain,
+    conv,
+    dense,
+    group_norm,
+    layer_norm,
+    lecun,
+    zeros,
+)
+from diffjax.nn.mlp import ACTIVATIONS
 
 FEATURE_MAP = ("batch", "height", "width", "channels")
 
 
-def group_norm(features: int, *, name: str | None = None) -> nn.GroupNorm:
-    """A float32 group norm of `[..., features]` (Wu & He, 2018).
+def fitting_norm(features: int, *, name: str | None = None) -> nn.GroupNorm:
+    """A float32 group norm of `[..., features]`.
 
     It takes the largest number of groups up to 32 that divides `features` and leaves four channels to each:
     with fewer, the norm of a narrow network erases the mean of every single channel (EDM guards likewise).
     """
     most = min(32, max(1, features // 4))
     groups = next(groups for groups in range(most, 0, -1) if features % groups == 0)
-    return nn.GroupNorm(
-        groups,
-        dtype=jnp.float32,
-        scale_init=nn.with_logical_partitioning(ones, ("conv_out",)),
-        bias_init=nn.with_logical_partitioning(zeros, ("conv_out",)),
-        name=name,
-    )
+    return group_norm(groups, name=name)
+
+
+def norm_of(x: jax.Array, groups: int, epsilon: float, *, name: str) -> jax.Array:
+    """The group norm of `x`, with `groups` or, if that is 0, with as many as fit."""
+    return (
+        group_norm(groups, epsilon=epsilon, name=name) if groups else fitting_norm(x.shape[-1], name=name)
+    )(x)
+
+
+def halved(x: jax.Array) -> jax.Array:
+    """Means of 2x2 pixels: `[b, h, w, c] -> [b, h / 2, w / 2, c]`."""
+    return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+def doubled(x: jax.Array) -> jax.Array:
+    """Every pixel four times: `[b, h, w, c] -> [b, 2 h, 2 w, c]`."""
+    return x.repeat(2, axis=1).repeat(2, axis=2)
+
+
+RESAMPLE: dict[str, Callable[[jax.Array], jax.Array]] = {"": lambda x: x, "down": halved, "up": doubled}
 
 
 def add_scaled(x: jax.Array, skip: jax.Array) -> jax.Array:
@@ -43,54 +69,83 @@ class ModulatedNorm(nn.Module):
     """A group norm whose output is scaled and shifted by a conditioning vector; float32.
 
     Attributes:
+      groups: of the norm; 0: see `fitting_norm`.
+      epsilon: of the norm.
+      activation: of the vector.
       dtype: compute dtype of the dense layer that makes scale and shift.
     """
 
+    groups: int = 0
+    epsilon: float = 1e-6
+    activation: str = "silu"
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
         """`x` `[batch, height, width, channels]`, `vector` `[batch, embed]`."""
-        modulation = dense(2 * x.shape[-1], dtype=self.dtype, name="modulation")(nn.silu(vector))
+        act = ACTIVATIONS[self.activation]
+        modulation = dense(2 * x.shape[-1], dtype=self.dtype, name="modulation")(act(vector))
         scale, shift = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
-        return group_norm(x.shape[-1], name="norm")(x) * (1.0 + scale) + shift
+        return norm_of(x, self.groups, self.epsilon, name="norm") * (1.0 + scale) + shift
 
 
 class ResBlock(nn.Module):
-    """A residual block modulated by a conditioning vector (ADM: Dhariwal & Nichol 2021, arXiv:2105.05233).
+    """A residual block that a conditioning vector may modulate (ADM: Dhariwal & Nichol, 2021).
 
-    Group norm, SiLU, convolution; group norm, scale and shift by the vector, SiLU, dropout, convolution.
+    Group norm, activation, convolution; group norm, scale and shift by the vector, activation, dropout,
+    convolution.
 
     Attributes:
       features: width of the output; a 1x1 convolution adapts the skip where the input's differs.
       dropout: rate; above zero the block draws from the `dropout` rng, so pass zero when not training.
+      modulation: "scale_shift": the vector scales and shifts the second norm's output; "add": it is added to
+        the first convolution's (DDPM, Stable Diffusion); "" there is no vector (autoencoders).
+      resample: "down" halves the resolution by means of 2x2 pixels, "up" doubles it by repeating pixels,
+        before the first convolution and in the skip (ADM).
+      activation: one of `diffjax.nn.mlp.ACTIVATIONS`.
+      groups: of the norms; 0: see `fitting_norm`.
+      epsilon: of the norms.
+      out_init: initializer of the second convolution.
       dtype: compute dtype.
     """
 
     features: int
     dropout: float = 0.0
+    modulation: str = "scale_shift"
+    resample: str = ""
+    activation: str = "silu"
+    groups: int = 0
+    epsilon: float = 1e-6
+    out_init: Initializer = zeros
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, vector: jax.Array | None = None) -> jax.Array:
         """Transform a feature map.
 
         Args:
           x: `[batch, height, width, any]`.
-          vector: the conditioning vector, `[batch, embed]`.
+          vector: the conditioning vector, `[batch, embed]`; None if there is no modulation.
 
         Returns:
-          `[batch, height, width, features]` in `dtype`.
+          `[batch, height, width, features]` in `dtype`, or of half or twice the resolution.
         """
-        h = nn.silu(group_norm(x.shape[-1], name="norm_in")(x))
+        act, resample = ACTIVATIONS[self.activation], RESAMPLE[self.resample]
+        h = resample(act(norm_of(x, self.groups, self.epsilon, name="norm_in")))
         h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
-
-        h = nn.silu(ModulatedNorm(self.dtype, name="norm_out")(h, vector))
+        if self.modulation == "add":
+            added = dense(self.features, dtype=self.dtype, name="modulation")(act(vector))
+            h = h + added[:, None, None, :]
+        if self.modulation == "scale_shift":
+            norm = ModulatedNorm(self.groups, self.epsilon, self.activation, self.dtype, name="norm_out")
+            h = act(norm(h, vector))
+        else:
+            h = act(norm_of(h, self.groups, self.epsilon, name="norm_out"))
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=False)(h)
-        h = conv(self.features, kernel_init=zeros, dtype=self.dtype, name="conv_out")(h)
+        h = conv(self.features, kernel_init=self.out_init, dtype=self.dtype, name="conv_out")(h)
 
-        x = x.astype(self.dtype)
+        x = resample(x.astype(self.dtype))
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, dtype=self.dtype, name="skip")(x)
         return constrain(x + h, *FEATURE_MAP)
@@ -140,17 +195,38 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Divides the resolution by `stride` with one strided 3x3 convolution, which may change the width."""
+    """Divides the resolution by `stride` with one strided 3x3 convolution, which may change the width.
+
+    Attributes:
+      features: width of the output.
+      stride: what divides the resolution.
+      padding: "SAME" pads an even image on its lower and right side only (autoencoders of Stable Diffusion);
+        1 on all sides (its U-Nets).
+      dtype: compute dtype.
+    """
 
     features: int
     stride: int = 2
+    padding: str | int = "SAME"
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[b, h, w, any] -> [b, h / stride, w / stride, features]`."""
-        x = conv(self.features, stride=self.stride, dtype=self.dtype, name="conv")(x)
+        x = conv(self.features, stride=self.stride, padding=self.padding, dtype=self.dtype, name="conv")(x)
         return constrain(x, *FEATURE_MAP)
+
+
+class NearestUpsample(nn.Module):
+    """Doubles the resolution by repeating pixels, and smooths with a 3x3 convolution."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[b, h, w, any] -> [b, 2 h, 2 w, features]`."""
+        return constrain(conv(self.features, dtype=self.dtype, name="conv")(doubled(x)), *FEATURE_MAP)
 
 
 class Upsample(nn.Module):

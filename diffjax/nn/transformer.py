@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from diffjax.nn.attention import Attention
 from diffjax.nn.layers import Dtype, constrain, dense, zeros
+from diffjax.nn.mlp import Mlp
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
@@ -75,8 +76,7 @@ class AdaLNZeroBlock(nn.Module):
             x = x + cross(self._norm("norm_cross")(x), context, context_mask)
 
         y = modulate(self._norm("norm_mlp")(x), shift_m, scale_m)
-        y = dense(int(embed * self.mlp_ratio), dtype=self.dtype, name="mlp_in")(y)
-        y = dense(embed, axes=("mlp", "embed"), dtype=self.dtype, name="mlp_out")(nn.gelu(y))
+        y = Mlp(int(embed * self.mlp_ratio), dtype=self.dtype, name="mlp")(y)
         return constrain(x + gate_m[:, None] * y, "batch", "length", "embed")
 
     def _norm(self, name: str) -> nn.LayerNorm:

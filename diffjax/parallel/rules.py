@@ -22,6 +22,8 @@ class Rules(NamedTuple):
     embed: MeshAxes = "fsdp"
     mlp: MeshAxes = None
     heads: MeshAxes = None
+    head_dim: MeshAxes = None
+    layers: MeshAxes = None
     patch: MeshAxes = None
     window: MeshAxes = None
     conv_in: MeshAxes = None

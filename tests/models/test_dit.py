@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.models.dit import DiT, patchify, unpatchify
-from diffjax.nn.conditioning import Cond, drop_text
+from diffjax.models.dit import DiT
+from diffjax.nn.conditioning import Cond, drop_cond
 from diffjax.nn.layers import logical_axes, unbox
+from diffjax.nn.patches import patchify, unpatchify
 from diffjax.parallel.rules import Rules
 
 NET = DiT(patch=2, embed=16, depth=2, heads=2)
@@ -105,7 +106,7 @@ def test_a_masked_token_does_not_matter():
 
 def test_dropped_text_ignores_text_and_pooled():
     x, logsnr, cond = INPUTS
-    dropped = drop_text(cond, jnp.array([True, False, False]))
+    dropped = drop_cond(cond, jnp.array([True, False, False]))
     other = dropped._replace(text=dropped.text.at[0].set(7.0), pooled=dropped.pooled.at[0].set(7.0))
     out = apply(PARAMS, x, logsnr, dropped)
     np.testing.assert_array_equal(out, apply(PARAMS, x, logsnr, other))

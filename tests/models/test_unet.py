@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffjax.models.unet import UNet
-from diffjax.nn.conditioning import Cond, drop_text
+from diffjax.nn.conditioning import Cond, drop_cond
 
 TINY = {
     "channels": 8,
@@ -123,7 +123,7 @@ def test_a_masked_token_does_not_matter(tiny):
 
 def test_dropped_text_ignores_text_and_pooled(tiny):
     x, logsnr, cond = tiny.inputs
-    dropped = drop_text(cond, jnp.array([True, False, False]))
+    dropped = drop_cond(cond, jnp.array([True, False, False]))
     other = dropped._replace(text=dropped.text.at[0].set(7.0), pooled=dropped.pooled.at[0].set(7.0))
     out = tiny.apply(tiny.params, x, logsnr, dropped)
     chex.assert_trees_all_equal(out, tiny.apply(tiny.params, x, logsnr, other))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nn.conditioning import Cond, TextProjection, drop_text, null_text
+from diffjax.nn.conditioning import Cond, TextProjection, drop_cond, null_cond
 from diffjax.nn.layers import logical_axes, unbox
 
 MASK = jnp.array([[True, True, False], [True, False, False], [False, False, False]])
@@ -30,15 +30,15 @@ def projection():
 
 def test_dropping_turns_whole_texts_off_and_nothing_else():
     cond = some_cond()
-    dropped = drop_text(cond, jnp.array([True, False, False]))
+    dropped = drop_cond(cond, jnp.array([True, False, False]))
     np.testing.assert_array_equal(dropped.mask, [[False] * 3, MASK[1], MASK[2]])
     for name in ("text", "pooled", "low_res", "aug_level"):
         assert getattr(dropped, name) is getattr(cond, name)
-    np.testing.assert_array_equal(drop_text(cond, jnp.ones(3, bool)).mask, null_text(cond).mask)
+    np.testing.assert_array_equal(drop_cond(cond, jnp.ones(3, bool)).mask, null_cond(cond).mask)
 
 
 def test_the_null_condition_has_the_same_structure():
-    cond, null = some_cond(), null_text(some_cond())
+    cond, null = some_cond(), null_cond(some_cond())
     assert jax.tree.structure(cond) == jax.tree.structure(null)
     assert jax.tree.map(jnp.shape, cond) == jax.tree.map(jnp.shape, null)
     assert not null.mask.any()
@@ -61,7 +61,7 @@ def test_dropped_text_leaves_the_learned_vector(projection):
     _, _, vector = apply(some_cond())
     np.testing.assert_array_equal(vector[2], params["null_vector"][0])
     assert float(jnp.abs(vector[:2] - params["null_vector"]).max(axis=1).min()) > 1e-2
-    _, _, null = apply(null_text(some_cond()))
+    _, _, null = apply(null_cond(some_cond()))
     np.testing.assert_array_equal(null, np.tile(params["null_vector"], (3, 1)))
 
 

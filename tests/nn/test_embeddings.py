@@ -48,11 +48,11 @@ def test_a_noise_level_goes_through_its_formula(embedding):
     positions = (level.astype(np.float64) + 20.0) / 40.0 * 1000.0
     angles = positions[:, None] * 10_000.0 ** (-np.arange(16) / 16)
     h = (
-        np.concatenate([np.cos(angles), np.sin(angles)], axis=1) @ params["in"]["kernel"]
-        + params["in"]["bias"]
+        np.concatenate([np.cos(angles), np.sin(angles)], axis=1) @ params["mlp"]["in"]["kernel"]
+        + params["mlp"]["in"]["bias"]
     )
     h = h / (1.0 + np.exp(-h))
-    expected = h @ params["out"]["kernel"] + params["out"]["bias"]
+    expected = h @ params["mlp"]["out"]["kernel"] + params["mlp"]["out"]["bias"]
     np.testing.assert_allclose(apply(jnp.asarray(level)), expected, atol=2e-3)
 
 

@@ -1,0 +1,144 @@
+"""Folders of safetensors as diffusers and transformers write them: read lazily, written in shards.
+
+What is read here comes from strangers: sizes are bounded, file names must be plain, and a pickle is refused.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from diffjax.errors import UserError
+
+_MAX_JSON_BYTES = 64 * 2**20  # tokenizers and indices of the largest models have a few MiB
+_STEMS = ("diffusion_pytorch_model", "model")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; UserError if there is none."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise UserError(f"{path}: is larger than {_MAX_JSON_BYTES >> 20} MiB; that is no configuration.")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__}; expected a JSON object.")
+    return value
+
+
+class Store:
+    """The tensors of a folder, which stay on disk until they are asked for."""
+
+    def __init__(self, folder: Path, aliases: Mapping[str, str] | None = None):
+        """Open a folder with one file of safetensors, or shards and their index.
+
+        Args:
+          folder: the folder.
+          aliases: parts of tensor names, by what is to stand in their place.
+
+        Raises:
+          UserError: there is none, it is a pickle, or it is damaged.
+        """
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._where: dict[str, Path] = {}
+        self._name: dict[str, str] = {}  # in the file
+        for path in self._paths():
+            try:
+                file = safe_open(path, framework="numpy")
+                names = file.keys()
+            except (OSError, SafetensorError) as error:
+                raise UserError(f"{path}: cannot be read as safetensors ({error}); get it again.") from error
+            for original in names:
+                name = original
+                for old, new in (aliases or {}).items():
+                    name = name.replace(old, new)
+                self._files[name], self._where[name], self._name[name] = file, path, original
+
+    def names(self) -> Iterable[str]:
+        """The names of all tensors."""
+        return self._files.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the file's header."""
+        return tuple(self._files[name].get_slice(self._name[name]).get_shape())
+
+    def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A tensor, or the part of it that `index` cuts out (one slice an axis, of step one)."""
+        try:
+            if not index:
+                return self._files[name].get_tensor(self._name[name])
+            return self._files[name].get_slice(self._name[name])[index]
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self._where[name]}: tensor {name} cannot be read ({error}).") from error
+
+    def _paths(self) -> list[Path]:
+        for stem in _STEMS:
+            index = self.folder / f"{stem}.safetensors.index.json"
+            if index.is_file():
+                return self._shards(index)
+            if (self.folder / f"{stem}.safetensors").is_file():
+                return [self.folder / f"{stem}.safetensors"]
+        pickles = [p.name for p in sorted(self.folder.glob("*")) if p.suffix in _PICKLES]
+        if pickles:
+            raise UserError(
+                f"{self.folder}: has only {pickles[0]}, a pickle, which can run code when it is read. Get "
+                "the model's safetensors, or rewrite it where you trust it with save_pretrained(FOLDER, "
+                "safe_serialization=True) of diffusers or transformers."
+            )
+        expected = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
+        raise UserError(f"{self.folder}: holds no weights; expected {expected}, or shards with an index.")
+
+    def _shards(self, index: Path) -> list[Path]:
+        where = read_json(index).get("weight_map")
+        if not isinstance(where, dict) or not where:
+            raise UserError(f"{index}: has no weight_map; expected names of tensors and of files.")
+        names = sorted({str(name) for name in where.values()})
+        for name in names:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise UserError(f"{index}: names the file {name!r}; expected a safetensors file beside it.")
+            if not (self.folder / name).is_file():
+                raise UserError(f"{index}: names {name}, which is not there; get it too.")
+        return [self.folder / name for name in names]
+
+
+def write_store(
+    folder: Path, tensors: Mapping[str, np.ndarray], *, stem: str = _STEMS[0], max_bytes: int = 5 * 10**9
+) -> None:
+    """Write tensors as diffusers (`stem` "diffusion_pytorch_model") and transformers ("model") expect them.
+
+    Args:
+      folder: where to; made if it is not there.
+      tensors: by the original library's names.
+      stem: how the file names begin.
+      max_bytes: what does not fit one file of this size is divided into shards with an index.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = np.ascontiguousarray(tensor)
+        size += tensor.nbytes
+    metadata = {"format": "pt"}  # transformers asks for it
+    if len(shards) == 1:
+        save_file(shards[0], folder / f"{stem}.safetensors", metadata)
+        return
+    where: dict[str, str] = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, folder / file, metadata)
+        where |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -1,0 +1,64 @@
+"""Blocks in a row: their parameters stacked, their loop rolled or unrolled, their activations kept or not."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+REMAT = {
+    "": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""What of a block is stored for the backward pass: all; its input alone; that and its matrix products."""
+
+
+def repeat(
+    block: nn.Module,
+    length: int,
+    carry: Any,
+    *shared: Any,
+    each: Any = None,
+    scan: bool = True,
+    remat: str = "",
+    collect: bool = False,
+) -> tuple[Any, Any]:
+    """Apply `length` copies of `block`, one after the other; to be called inside a compact method.
+
+    The parameters of all copies are stacked, with a first axis named `layers`, whether the loop is rolled or
+    not: the same checkpoint serves both.
+
+    Args:
+      block: the module, `(carry, *shared) -> carry`, or `(carry, *shared, each) -> carry` given `each`.
+      length: the number of copies; 0 gives `carry` back.
+      carry: what passes through them; of the same shapes and dtypes before and after.
+      *shared: further arguments, the same for all.
+      each: arguments of each, a tree of arrays with a first axis of `length`.
+      scan: one loop, compiled once, rather than `length` copies of the program.
+      remat: see `REMAT`.
+      collect: whether what comes out of each is wanted.
+
+    Returns:
+      what comes out of the last, and what came out of each, stacked along a first axis, or None.
+    """
+    if remat not in REMAT:
+        raise ValueError(f"remat is {remat!r}; expected one of {', '.join(map(repr, REMAT))}")
+    if not length:
+        return carry, None
+
+    def body(block: Any, carry: Any, each: Any, *shared: Any) -> tuple[Any, Any]:
+        carry = block(carry, *shared) if each is None else block(carry, *shared, each)
+        return carry, (carry if collect else None)
+
+    if remat:
+        body = nn.remat(body, policy=REMAT[remat], prevent_cse=not scan)
+    run = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(nn.broadcast if each is None else 0, *(nn.broadcast for _ in shared)),
+        length=length,
+        unroll=1 if scan else length,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return run(block, carry, each, *shared)
