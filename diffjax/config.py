@@ -24,22 +24,35 @@ def stage_config() -> ConfigDict:
     """One stage: a network, what it is trained on, and how."""
     config = ConfigDict()
     config.seed = 0
+    # A folder of diffusers whose network, process, autoencoder and text encoders are taken over; "": none.
+    config.init_from = ""
     config.resolution = 64  # of the images that this stage makes, in pixels
     config.crop = 0  # train on random crops of this size; 0: on whole images
-    config.low_res = ConfigDict({"resolution": 0, "max_aug_level": 1.0})  # resolution 0: a base stage
+    # resolution 0: a base stage
+    config.low_res = ConfigDict({"resolution": 0, "max_aug_level": 1.0, "upsampling": "bilinear"})
+    # channels 0: pixels; folder: of the autoencoder, as diffusers writes it
+    config.latent = ConfigDict({"channels": 0, "scale": 8, "folder": ""})
+    # What the network is told: of "text", "label", "size" (SDXL), "guidance" (FLUX.1 dev).
+    config.conditions = ("text",)
+    config.class_names = ()  # of labels, so that prompts can name them; () those of the data
+    config.told_guidance = 3.5  # to a network that is told the guidance scale
     config.steps = 100_000
     config.batch_size = 64  # over all devices
     config.data = ConfigDict(
         {
             "source": "emoji",
             "cache_dir": "~/.cache/diffjax",
+            "folder": "",  # of the source "folder", or where "tfds" has its data sets
+            "name": "",  # of the data set, for "tfds"
             "resolution": 64,  # of the cached pictures; a multiple of the stage's
             "split": "train",
+            "flip": False,  # turn half of the pictures left to right
             "num_concepts": 0,  # 0: all of them
             "num_threads": 4,
         }
     )
-    config.text = ConfigDict({"encoder": "minilm", "length": 32, "drop": 0.1})
+    # null "learned": the network has learnt what stands for no text; "empty": the empty caption does.
+    config.text = ConfigDict({"encoder": "minilm", "folder": "", "length": 32, "drop": 0.1, "null": "learned"})
     config.model = ConfigDict({"name": "unet"})  # further keys: the network's attributes
     config.diffusion = ConfigDict(
         {
@@ -148,6 +161,16 @@ def check_stage(config: ConfigDict) -> None:
         raise UserError(
             f"data.resolution={config.data.resolution} must be a multiple of resolution={resolution}."
         )
+    for key, value, valid in (
+        ("conditions", config.conditions, ("text", "label", "size", "guidance")),
+        ("text.null", (config.text.null,), ("learned", "empty")),
+        ("low_res.upsampling", (config.low_res.upsampling,), ("bilinear", "bilinear_corners")),
+    ):
+        for name in value:
+            if name not in valid:
+                raise UserError(f"{key}={name!r} does not exist; {nearest(name, valid)}")
+    if config.latent.channels and resolution % config.latent.scale:
+        raise UserError(f"resolution={resolution} must be a multiple of latent.scale={config.latent.scale}.")
     if config.preview.every < 0:
         raise UserError(f"preview.every={config.preview.every}; expected at least 0, which is never.")
     if not 0 <= config.seed < 2**32:

@@ -121,18 +121,28 @@ class StageModel:
     history: LossHistory | None = None
 
 
-def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
+def build_model(config: ConfigDict) -> Any:
+    """The network of a stage, with the attributes that follow from the rest of the configuration."""
+    dtype = choose(DTYPES, config.dtype, "dtype")
+    channels = config.latent.channels or 3
+    fixed = {"dtype": dtype, "out_channels": 2 * channels if config.diffusion.vlb_weight else channels}
+    model = choose(MODELS, config.model.name, "model.name")
+    if "time_input" in inspect.signature(model).parameters:
+        fixed["time_input"] = config.diffusion.inputs.name
+    return build(MODELS, config.model, "model", **fixed)
+
+
+def build_stage(config: ConfigDict, *, text_embed: int = 0, pooled_embed: int = 0) -> StageModel:
     """Build a stage from its configuration; nothing is compiled.
 
     Args:
       config: a stage's configuration.
-      text_embed: width of the text encoder's output.
+      text_embed: width of the text encoder's token states.
+      pooled_embed: width of its pooled vector; 0: the same.
     """
     check_stage(config)
     diffusion = config.diffusion
-    dtype = choose(DTYPES, config.dtype, "dtype")
-    channels = {"out_channels": 6} if diffusion.vlb_weight else {}  # the variance is learned too
-    model = build(MODELS, config.model, "model", dtype=dtype, **channels)
+    model = build_model(config)
 
     def entry(table: Mapping[str, Callable[..., Any]], key: str) -> Any:
         return build(table, without_foreign(table, diffusion[key]), f"diffusion.{key}")
@@ -152,11 +162,17 @@ def build_stage(config: ConfigDict, *, text_embed: int) -> StageModel:
         vlb_weight=float(diffusion.vlb_weight),
         uncertainty=_bind_uncertainty if diffusion.uncertainty else None,
         resolution=config.resolution,
+        conditions=tuple(config.conditions),
+        channels=config.latent.channels or 3,
+        scale=config.latent.scale if config.latent.channels else 1,
         low_res=config.low_res.resolution,
+        upsampling=config.low_res.upsampling,
         max_aug_level=config.low_res.max_aug_level,
-        drop_text=config.text.drop,
+        # The loader drops captions whose place the empty one takes.
+        drop_cond=0.0 if config.text.null == "empty" else config.text.drop,
+        told_guidance=config.told_guidance,
     )
-    examples = _example_inputs(config, text_embed)
+    examples = _example_inputs(config, stage, text_embed, pooled_embed or text_embed)
 
     def init(key: jax.Array) -> Any:
         params = model.init(key, *examples)["params"]
@@ -189,11 +205,14 @@ def _bind(model: Any, *, within: str) -> Callable[..., jax.Array]:
     return net
 
 
-def _example_inputs(config: ConfigDict, text_embed: int) -> tuple[jax.Array, jax.Array, Cond]:
+def _example_inputs(
+    config: ConfigDict, stage: Stage, text_embed: int, pooled_embed: int
+) -> tuple[jax.Array, jax.Array, Cond]:
     size = config.crop or config.resolution
-    image = jnp.zeros((1, size, size, 3))
+    image = jnp.zeros((1, *stage.shape(size)))
     text = jnp.zeros((1, config.text.length, text_embed))
-    cond = Cond(text, jnp.ones(text.shape[:2], bool), text[:, 0])
+    batch = {"text": text, "mask": jnp.ones(text.shape[:2], bool), "pooled": jnp.zeros((1, pooled_embed))}
+    cond = stages.given_cond(stage, {**batch, "label": jnp.zeros(1, jnp.int32)}, 1, size)
     if config.low_res.resolution:
         cond = cond._replace(low_res=image, aug_level=jnp.zeros(1))
     return image, jnp.zeros(1), cond

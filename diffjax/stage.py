@@ -49,10 +49,17 @@ class Stage:
         variational bound in the loss; 0 where it does not.
       uncertainty: `(params, logsnr) -> u`, by which the loss is `loss exp(-u) + u` (EDM2), or None.
       resolution: side of the images that it makes, in pixels.
+      conditions: what the network is told besides: any of "text", "label", "size" (SDXL) and "guidance"
+        (FLUX.1 dev).
+      channels: channels of what is diffused.
+      scale: side of an image over the side of what is diffused: 1 for pixels, 8 for the latents of most
+        autoencoders.
       low_res: side of the images that it starts from; 0 for a base stage.
+      upsampling: how those are brought to the stage's resolution, one of `UPSAMPLINGS`.
       max_aug_level: in training, the level of noise on the low-resolution image is uniform in
         [0, max_aug_level]; a level is a time of the schedule.
-      drop_text: share of the training examples whose text is dropped.
+      drop_cond: share of the training examples whose text or class is dropped.
+      told_guidance: the guidance scale that a distilled network is told.
     """
 
     net: Callable[..., jax.Array]
@@ -67,9 +74,19 @@ class Stage:
     coupling: Coupling = dataclasses.field(default_factory=independent)
     vlb_weight: float = 0.0
     uncertainty: Callable[[Params, jax.Array], jax.Array] | None = None
+    conditions: tuple[str, ...] = ("text",)
+    channels: int = 3
+    scale: int = 1
     low_res: int = 0
+    upsampling: str = "bilinear"
     max_aug_level: float = 1.0
-    drop_text: float = 0.1
+    drop_cond: float = 0.1
+    told_guidance: float = 3.5
+
+    def shape(self, resolution: int = 0) -> tuple[int, int, int]:
+        """The shape of what is diffused, for images of `resolution` pixels; 0: the stage's own."""
+        side = (resolution or self.resolution) // self.scale
+        return side, side, self.channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +139,31 @@ def upsample(images: jax.Array, factor: int) -> jax.Array:
     return jax.image.resize(images, (b, h * factor, w * factor, c), "bilinear")
 
 
+def upsample_corners(images: jax.Array, factor: int) -> jax.Array:
+    """Bilinear interpolation in which the corner pixels stay in the corners (DeepFloyd IF)."""
+    b, h, w, c = images.shape
+    shape = (b, h * factor, w * factor, c)
+    # Pixel i of the result lies at i (h - 1) / (h factor - 1); `scale_and_translate` counts pixels' middles.
+    scale = jnp.array([(n * factor - 1) / max(n - 1, 1) for n in (h, w)])
+    places = jax.image.scale_and_translate(
+        images, shape, (1, 2), scale, 0.5 - 0.5 * scale, "bilinear", antialias=False
+    )
+    return places
+
+
+UPSAMPLINGS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
+    "bilinear": upsample,
+    "bilinear_corners": upsample_corners,
+}
+
+
 def with_low_res(
-    cond: Cond, schedule: Schedule, low_res: jax.Array, aug_level: jax.Array, eps: jax.Array
+    cond: Cond,
+    schedule: Schedule,
+    low_res: jax.Array,
+    aug_level: jax.Array,
+    eps: jax.Array,
+    inputs: Inputs | None = None,
 ) -> Cond:
     """Condition on low-resolution images with noise conditioning augmentation (Ho et al., 2022).
 
@@ -135,10 +175,38 @@ def with_low_res(
       low_res: images in [-1, 1], already upsampled to the stage's resolution, `[batch, h, w, c]`.
       aug_level: `[batch]` in [0, 1].
       eps: standard normal noise of the shape of `low_res`.
+      inputs: in which words the network is told the level; None: as log-SNR.
     """
-    return cond._replace(
-        low_res=corrupt(schedule, low_res, eps, aug_level), aug_level=logsnr(schedule(aug_level))
-    )
+    coeffs = schedule(aug_level)
+    told = logsnr(coeffs) if inputs is None else inputs(coeffs, aug_level)[1]
+    return cond._replace(low_res=corrupt(schedule, low_res, eps, aug_level), aug_level=told)
+
+
+def given_cond(stage: Stage, batch: dict[str, jax.Array], count: int, resolution: int) -> Cond:
+    """The conditions of a batch, those included that are the same for all of its examples.
+
+    Args:
+      stage: the stage.
+      batch: `text`, `mask`, `pooled` and `label`, as far as the stage is conditioned on them.
+      count: examples in the batch.
+      resolution: of the images, in pixels.
+    """
+    cond = Cond()
+    if "text" in stage.conditions:
+        cond = cond._replace(text=batch["text"].astype(jnp.float32), mask=batch["mask"], pooled=batch["pooled"])
+    if "label" in stage.conditions:
+        cond = cond._replace(label=batch["label"])
+    return with_constants(stage, cond, count, resolution)
+
+
+def with_constants(stage: Stage, cond: Cond, count: int, resolution: int = 0) -> Cond:
+    """`cond` with what a stage is told of every image: its size, uncropped, and the guidance scale."""
+    if "size" in stage.conditions:
+        side = float(resolution or stage.resolution)
+        cond = cond._replace(size=jnp.tile(jnp.array([[side, side, 0.0, 0.0, side, side]]), (count, 1)))
+    if "guidance" in stage.conditions:
+        cond = cond._replace(guidance=jnp.full((count,), stage.told_guidance))
+    return cond
 
 
 def loss(
@@ -153,22 +221,25 @@ def loss(
     Args:
       stage: the stage.
       params: the network's parameters.
-      batch: `image` uint8 `[batch, h, w, 3]` (the stage's resolution, or a crop), `text`, `mask`, `pooled`;
-        with `noise` of the image's shape where pairs are given (reflow).
+      batch: `image` uint8 `[batch, h, w, 3]` (the stage's resolution, or a crop), or `latent` float
+        `[batch, h / scale, w / scale, channels]`; what the stage is conditioned on: `text`, `mask` and
+        `pooled`, or `label`; with `noise` of the shape of what is diffused where pairs are given (reflow).
       key: all randomness of this batch.
       history: where times are drawn by how large their loss was, what it was.
     """
     names = ("noise", "time", "drop", "aug", "level", "dropout", "couple")
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
-    x0 = to_model_range(batch["image"])
+    x0 = batch["latent"] if "latent" in batch else to_model_range(batch["image"])
     count = x0.shape[0]
-    cond = Cond(batch["text"].astype(jnp.float32), batch["mask"], batch["pooled"])
-    cond = drop_cond(cond, jax.random.bernoulli(keys["drop"], stage.drop_text, (count,)))
+    cond = given_cond(stage, batch, count, x0.shape[1] * stage.scale)
+    if stage.drop_cond:
+        cond = drop_cond(cond, jax.random.bernoulli(keys["drop"], stage.drop_cond, (count,)))
     if stage.low_res:
         factor = stage.resolution // stage.low_res
         level = jax.random.uniform(keys["level"], (count,), maxval=stage.max_aug_level)
         eps = jax.random.normal(keys["aug"], x0.shape)
-        cond = with_low_res(cond, stage.schedule, upsample(downsample(x0, factor), factor), level, eps)
+        low_res = UPSAMPLINGS[stage.upsampling](downsample(x0, factor), factor)
+        cond = with_low_res(cond, stage.schedule, low_res, level, eps, stage.inputs)
 
     def net(x: jax.Array, level: jax.Array) -> jax.Array:
         return stage.net(params, x, level, cond, keys["dropout"])
@@ -208,6 +279,7 @@ def sample(
     keys: jax.Array,
     low_res: jax.Array | None = None,
     guidance_scale: float | jax.Array | None = None,
+    null: Cond | None = None,
 ) -> jax.Array:
     """Sample the stage: one compiled program when jitted with `stage` and `settings` static.
 
@@ -220,9 +292,11 @@ def sample(
       low_res: for a super-resolution stage, images in [-1, 1], `[batch, stage.low_res, stage.low_res, 3]`.
       guidance_scale: in place of that of the settings; as an argument of the program it can change without
         compiling anew.
+      null: the null condition of guidance, of the shapes of `cond`, for networks that have none of their own;
+        None: `diffjax.nn.conditioning.null_cond`.
 
     Returns:
-      images in [-1, 1], `[batch, resolution, resolution, 3]`, float32.
+      images in [-1, 1], `[batch, resolution, resolution, 3]`, float32; or latents, which may be anything.
 
     Raises:
       ValueError: the time grid is none, or the prediction is singular at one of its times.
@@ -234,9 +308,11 @@ def sample(
     if (low_res is None) == bool(stage.low_res):
         raise ValueError("low_res must be given to a super-resolution stage, and to no other")
     if low_res is not None:
-        upsampled = upsample(low_res, stage.resolution // stage.low_res)
+        upsampled = UPSAMPLINGS[stage.upsampling](low_res, stage.resolution // stage.low_res)
         level = jnp.full((keys.shape[0],), settings.aug_level, jnp.float32)
-        cond = with_low_res(cond, stage.schedule, upsampled, level, noise.normal_like(aug_keys, upsampled))
+        eps = noise.normal_like(aug_keys, upsampled)
+        cond = with_low_res(cond, stage.schedule, upsampled, level, eps, stage.inputs)
+    cond = with_constants(stage, cond, keys.shape[0])
 
     def denoiser_of(cond: Cond) -> Denoiser:
         def net(x: jax.Array, level: jax.Array) -> jax.Array:
@@ -247,6 +323,8 @@ def sample(
         )
 
     without = null_cond(cond)
+    if null is not None:
+        without = without._replace(text=null.text, mask=null.mask, pooled=null.pooled)
     pair = (
         guidance.in_turn(denoiser_of(cond), denoiser_of(without))
         if settings.two_passes
@@ -260,7 +338,7 @@ def sample(
         stage.schedule,
         settings.solver,
         keys=noise_keys,
-        shape=(stage.resolution, stage.resolution, 3),
+        shape=stage.shape(),
         times=times,
     )
-    return jnp.clip(images, -1.0, 1.0)
+    return images if stage.scale > 1 else jnp.clip(images, -1.0, 1.0)

@@ -35,7 +35,7 @@ def stage_of(net, **changes):
         "times": timesteps.stratified(),
         "resolution": 16,
         "low_res": 4,
-        "drop_text": 0.0,
+        "drop_cond": 0.0,
     }
     return Stage(**values | changes)
 
@@ -147,14 +147,14 @@ def test_a_base_stage_has_no_low_resolution_image():
 
 
 def test_text_reaches_the_network_and_is_dropped_at_its_rate():
-    _, spy, data = spied(drop_text=0.0)
+    _, spy, data = spied(drop_cond=0.0)
     np.testing.assert_array_equal(spy.cond.mask, data["mask"])
     np.testing.assert_array_equal(spy.cond.text, data["text"].astype(jnp.float32))
     np.testing.assert_array_equal(spy.cond.pooled, data["pooled"])
-    _, spy, _ = spied(drop_text=1.0)
+    _, spy, _ = spied(drop_cond=1.0)
     assert not spy.cond.mask.any()  # the null condition
     count = 2000
-    _, spy, _ = spied(count=count, size=4, resolution=4, low_res=1, drop_text=0.2)
+    _, spy, _ = spied(count=count, size=4, resolution=4, low_res=1, drop_cond=0.2)
     kept = np.asarray(spy.cond.mask)
     np.testing.assert_array_equal(kept[:, 0], kept[:, 1])  # all of a text or none
     assert abs((1.0 - kept[:, 0].mean()) - 0.2) < 4.0 * (0.16 / count) ** 0.5
