@@ -16,10 +16,12 @@ from ml_collections import ConfigDict
 from diffjax import config as configs
 from diffjax import stage as stages
 from diffjax.errors import UserError
-from diffjax.experiment import build_encoder, build_sampler, build_stage, check_sampler
+from diffjax.experiment import build_encoder, build_sampler, build_stage, check_sampler, null_zeros, to_cond
+from diffjax.latents import Codec, open_codec
 from diffjax.nn.conditioning import Cond
 from diffjax.parallel.mesh import batch_sharding, make_mesh
 from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.pretrained import adopt, adopt_sampler, read_params
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.text.encoder import TextEncoder
 from diffjax.training.checkpoint import FOLDER, Checkpoints
@@ -29,7 +31,7 @@ Log = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStage:
-    """A stage with its averaged parameters, and how it is sampled."""
+    """A stage with its averaged parameters, and how it is sampled; latents are decoded by `codec`."""
 
     name: str
     config: ConfigDict
@@ -37,14 +39,15 @@ class TrainedStage:
     settings: SamplerSettings
     params: Any
     step: int
+    codec: Codec | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """Stages in the order in which they are sampled, and the text encoder that they share."""
+    """Stages in the order in which they are sampled, and the text encoder that they share, if they have one."""
 
     stages: tuple[TrainedStage, ...]
-    encoder: TextEncoder
+    encoder: TextEncoder | None
     text_length: int
     mesh: Mesh
 
@@ -65,27 +68,42 @@ def open_cascade(config: ConfigDict, workdir: Path) -> Cascade:
     if not config.stages:
         raise UserError("the configuration names no stages.")
     mesh = make_mesh(**config.mesh)
-    trained = {name: configs.load(stage_workdir(config, name, workdir)) for name in config.stages}
+    # A stage of public weights that is given no folder is left out, unless that leaves none.
+    given = [name for name, entry in config.stages.items() if entry.get("public", {"init_from": "-"})["init_from"]]
+    names = given or list(config.stages)
+    trained = {name: _stage_config(config, name, workdir) for name in names}
     order = _chain({name: (c.resolution, c.low_res.resolution) for name, c in trained.items()})
     texts = {name: (trained[name].text.encoder, trained[name].text.length) for name in order}
     if len(set(texts.values())) > 1:
         raise UserError(f"the stages were trained with different text encoders or lengths: {texts}.")
     first = trained[order[0]]
-    encoder = build_encoder(first.text)
+    encoder = build_encoder(first)
+    widths = {}
+    if encoder is not None:
+        example = encoder.encode([""], length=first.text.length)
+        widths = {"text_embed": example.states.shape[-1], "pooled_embed": example.pooled.shape[-1]}
     loaded = []
     for name in order:
         folder = stage_workdir(config, name, workdir)
-        settings = build_sampler(config.stages[name].sampler, f"stages.{name}.sampler")
-        loaded.append(_load(name, trained[name], settings, folder, encoder.embed, mesh))
+        key = f"stages.{name}.sampler"
+        settings = build_sampler(adopt_sampler(config.stages[name].sampler, trained[name]), key)
+        public = not config.stages[name].workdir
+        load = _load_public if public else _load
+        loaded.append(load(name, trained[name], settings, folder, widths, mesh))
     return Cascade(tuple(loaded), encoder, first.text.length, mesh)
 
 
 def _load(
-    name: str, config: ConfigDict, settings: SamplerSettings, folder: Path, text_embed: int, mesh: Mesh
+    name: str,
+    config: ConfigDict,
+    settings: SamplerSettings,
+    folder: Path,
+    widths: dict[str, int],
+    mesh: Mesh,
 ) -> TrainedStage:
     if not (folder / FOLDER).is_dir():
         raise UserError(f"stage {name!r}: there is no checkpoint in {folder}; train it first.")
-    model = build_stage(config, text_embed=text_embed)
+    model = build_stage(config, **widths)
     check_sampler(model.stage, settings, f"stages.{name}.sampler")
     shardings = param_shardings(mesh, Rules(), model.shapes, model.axes)
     abstract = jax.tree.map(
@@ -101,7 +119,34 @@ def _load(
         params = checkpoints.restore_ema(abstract)
     finally:
         checkpoints.close()
-    return TrainedStage(name, config, model.stage, settings, params, step)
+    codec = open_codec(config, model.stage, mesh)
+    return TrainedStage(name, config, model.stage, settings, params, step, codec)
+
+
+def _load_public(
+    name: str,
+    config: ConfigDict,
+    settings: SamplerSettings,
+    folder: Path,
+    widths: dict[str, int],
+    mesh: Mesh,
+) -> TrainedStage:
+    """A stage whose parameters are those of a public checkpoint."""
+    del folder
+    model = build_stage(config, **widths)
+    check_sampler(model.stage, settings, f"stages.{name}.sampler")
+    params = read_params(config, model, param_shardings(mesh, Rules(), model.shapes, model.axes))
+    codec = open_codec(config, model.stage, mesh)
+    return TrainedStage(name, config, model.stage, settings, params, 0, codec)
+
+
+def _stage_config(config: ConfigDict, name: str, workdir: Path) -> ConfigDict:
+    """The configuration that a stage was trained with, or that a public checkpoint stands for."""
+    if config.stages[name].workdir:
+        return configs.load(stage_workdir(config, name, workdir))
+    public = configs.stage_config()
+    public.update(config.stages[name].get("public", ConfigDict()))
+    return adopt(public)
 
 
 def _chain(resolutions: dict[str, tuple[int, int]]) -> list[str]:
@@ -134,11 +179,32 @@ def image_keys(seed: int, prompts: Sequence[str], numbers: Sequence[int]) -> jax
 
 
 def encode_prompts(cascade: Cascade, prompts: Sequence[str], log: Log) -> Cond:
-    """Encode prompts; those that are longer than the stages' text length are cut, and said so."""
+    """Encode prompts; those that are longer than the stages' text length are cut, and said so.
+
+    Of stages that know classes, a prompt is the number or the name of one.
+    """
+    if cascade.encoder is None:
+        first = cascade.stages[0]
+        labelled = "label" in first.stage.conditions
+        return to_cond(None, labels=_labels(prompts, first.config.class_names) if labelled else ())
     for i in cascade.encoder.truncated(prompts, cascade.text_length):
         log(f"prompt {i + 1} is longer than {cascade.text_length} tokens; its end is ignored.")
     text = cascade.encoder.encode(prompts, length=cascade.text_length)
-    return Cond(text.states, text.mask, text.pooled)
+    return to_cond(text)
+
+
+def _labels(prompts: Sequence[str], names: Sequence[str]) -> list[int]:
+    """The classes that prompts name: by number, or by one of the names that a class has."""
+    known = {part.strip().lower(): i for i, name in enumerate(names) for part in (name, *name.split(","))}
+    labels = []
+    for prompt in prompts:
+        label = int(prompt) if prompt.isdecimal() else known.get(prompt.lower())
+        if label is None or (names and label >= len(names)):
+            expected = f"a number below {len(names)}, or a name" if names else "a number"
+            advice = configs.nearest(prompt.lower(), known) if names else ""
+            raise UserError(f"prompt {prompt!r} is no class; expected {expected}. {advice}".strip())
+        labels.append(label)
+    return labels
 
 
 def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) -> list[np.ndarray]:
@@ -156,6 +222,7 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
     count = keys.shape[0]
     results: list[list[np.ndarray]] = [[] for _ in cascade.stages]
     runs = [functools.partial(sampler(item.stage, item.settings), item.params) for item in cascade.stages]
+    nulls = _nulls(cascade, batch_size)
     for start in range(0, count, batch_size):
         # The last batch is filled up with copies, so that all batches run the same program.
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
@@ -165,9 +232,22 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
         images = None
         for number, run in enumerate(runs):
             stage_keys = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys[rows])
-            images = run(batch, jax.device_put(stage_keys, place), images)
+            images = run(batch, jax.device_put(stage_keys, place), images, null=nulls[number])
+            codec = cascade.stages[number].codec
+            images = images if codec is None else codec.decode(images)
             results[number].append(np.asarray(stages.to_pixels(images))[:wanted])
     return [np.concatenate(parts) for parts in results]
+
+
+def _nulls(cascade: Cascade, batch_size: int) -> list[Cond | None]:
+    """For each stage the null condition of a batch; None for those that have learnt their own."""
+    if cascade.encoder is None or all(item.config.text.null == "learned" for item in cascade.stages):
+        return [None] * len(cascade.stages)
+    cond = encode_prompts(cascade, [""], lambda line: None)
+    rows = jax.tree.map(lambda leaf: np.repeat(leaf, batch_size, axis=0), cond)
+    empty = jax.device_put(rows, batch_sharding(cascade.mesh))
+    nulls = {"learned": None, "empty": empty, "zeros": null_zeros(empty)}
+    return [nulls[item.config.text.null] for item in cascade.stages]
 
 
 def sampler(stage: Stage, settings: SamplerSettings) -> Any:

@@ -51,7 +51,7 @@ def stage_config() -> ConfigDict:
             "num_threads": 4,
         }
     )
-    # null "learned": the network has learnt what stands for no text; "empty": the empty caption does.
+    # What stands for no text: "learned": a part of the network; "empty": the empty caption; "zeros".
     config.text = ConfigDict({"encoder": "minilm", "folder": "", "length": 32, "drop": 0.1, "null": "learned"})
     config.model = ConfigDict({"name": "unet"})  # further keys: the network's attributes
     config.diffusion = ConfigDict(
@@ -71,13 +71,15 @@ def stage_config() -> ConfigDict:
     )
     config.optimizer = ConfigDict(
         {
+            "name": "adamw",
             "learning_rate": 1e-4,
             "warmup_steps": 1000,
-            "decay": "cosine",
+            "decay": "cosine",  # or "constant", "inverse_sqrt"
+            "decay_from": 0,  # the step from which the inverse square root of the step counts
             "b1": 0.9,
             "b2": 0.99,
             "weight_decay": 0.0,
-            "clip_norm": 1.0,
+            "clip_norm": 1.0,  # 0: gradients are not clipped
         }
     )
     config.ema = ConfigDict({"name": "warm", "decay": 0.9999})
@@ -126,18 +128,70 @@ def cascade_config() -> ConfigDict:
     return config
 
 
-def cascade_stage(workdir: str, sampler: ConfigDict, train: ConfigDict | None = None) -> ConfigDict:
+def cascade_stage(
+    workdir: str, sampler: ConfigDict, train: ConfigDict | None = None, public: ConfigDict | None = None
+) -> ConfigDict:
     """A stage of a cascade.
 
     Args:
-      workdir: where it was trained; relative to the cascade's own working directory where `train` is given.
+      workdir: where it was trained; relative to the cascade's own working directory where `train` is given;
+        "" for a stage of public weights.
       sampler: how to sample it.
       train: its configuration, if the cascade is to train it.
+      public: for a stage of public weights, what of `stage_config` differs: `init_from` at least.
     """
     stage = ConfigDict({"workdir": workdir, "sampler": sampler})
+    if public is not None:
+        stage.public = public
     if train is not None:
         stage.train = train
     return stage
+
+
+def public_config(cascade: ConfigDict, init_from: str = "init_from") -> ConfigDict:
+    """What `cascade_stage` is told of a stage of public weights.
+
+    Args:
+      cascade: its configuration, with a key `resolution` and one that names the folder.
+      init_from: the name of that key.
+    """
+    return ConfigDict(
+        {
+            "init_from": cascade.get_ref(init_from),
+            "resolution": cascade.get_ref("resolution"),
+            "told_guidance": 3.5,  # to a network that is told the guidance scale
+            "dtype": "float32",
+            "data": {"resolution": 0},
+            "model": {"name": "public"},
+        }
+    )
+
+
+def public_sampler(**changes: Any) -> ConfigDict:
+    """A sampler whose solver, time grid and threshold are those that a checkpoint comes with."""
+    public = {key: {"name": "public"} for key in ("solver", "times", "threshold")}
+    return sampler_config(**{**public, "aug_level": 0.0, **changes})
+
+
+def tiny(config: ConfigDict, *, resolution: int = 16, **model: Any) -> ConfigDict:
+    """A recipe shrunk to ten steps on small emoji pictures, in pixels: to see on any machine that it runs.
+
+    Args:
+      config: the recipe; it is changed.
+      resolution: of the pictures.
+      **model: the network's attributes; its name stays.
+    """
+    config.resolution, config.crop = resolution, 0
+    config.latent.channels = 0
+    config.data.update(source="emoji", split="train", resolution=64, num_concepts=10)
+    config.text.update(encoder="minilm", length=8)
+    with config.unlocked():
+        config.model = ConfigDict({"name": config.model.name, **model})
+    config.steps, config.batch_size, config.log_every = 10, 8, 5
+    config.optimizer.warmup_steps = 2
+    config.checkpoint.every, config.preview.every = 10, 0
+    config.dtype = "float32"
+    return config
 
 
 def check_stage(config: ConfigDict) -> None:
@@ -163,7 +217,7 @@ def check_stage(config: ConfigDict) -> None:
         )
     for key, value, valid in (
         ("conditions", config.conditions, ("text", "label", "size", "guidance")),
-        ("text.null", (config.text.null,), ("learned", "empty")),
+        ("text.null", (config.text.null,), ("learned", "empty", "zeros")),
         ("low_res.upsampling", (config.low_res.upsampling,), ("bilinear", "bilinear_corners")),
     ):
         for name in value:

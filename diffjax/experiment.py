@@ -35,20 +35,36 @@ from diffjax.diffusion import (
 from diffjax.diffusion.losses import BatchLoss
 from diffjax.diffusion.resampling import LossHistory
 from diffjax.errors import UserError
+from diffjax.interop.text import load_minilm
+from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d
 from diffjax.models.dit import DiT
-from diffjax.models.unet import UNet
+from diffjax.nn import magnitude
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import logical_axes, unbox
 from diffjax.nn.uncertainty import Uncertainty
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.text.cache import TextTable, embed_captions
-from diffjax.text.encoder import TextEncoder
-from diffjax.text.minilm import load_minilm
+from diffjax.text.encoder import TextEncoder, TextStates
 from diffjax.training import ema
-from diffjax.training.optimizer import adamw, learning_rate_schedule
+from diffjax.training.optimizer import OPTIMIZERS, learning_rate_schedule
 from diffjax.training.step import Batch, make_train_step
 
-MODELS = {"dit": DiT, "unet": UNet}
+MODELS = {
+    "dit": DiT,
+    "unet": unet.UNet,
+    "unet2d": unet2d.UNet2D,
+    "edm2": edm2.EDM2UNet,
+    "mmdit": mmdit.MMDiT,
+    "flux": flux.Flux,
+}
+SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "dit": dit_sizes.SIZES,
+    "unet": unet.SIZES,
+    "unet2d": unet2d.SIZES,
+    "edm2": edm2.SIZES,
+    "mmdit": mmdit.SIZES,
+    "flux": flux.SIZES,
+}
 SOURCES: dict[str, Callable[..., Any]] = {"emoji": load_emoji}
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"minilm": load_minilm}
 UNCERTAINTY = Uncertainty()
@@ -122,14 +138,22 @@ class StageModel:
 
 
 def build_model(config: ConfigDict) -> Any:
-    """The network of a stage, with the attributes that follow from the rest of the configuration."""
+    """The network of a stage, with the attributes that follow from the rest of the configuration.
+
+    `model.size` is a published size of `SIZES`, from which the other entries of `model` may differ.
+    """
     dtype = choose(DTYPES, config.dtype, "dtype")
     channels = config.latent.channels or 3
     fixed = {"dtype": dtype, "out_channels": 2 * channels if config.diffusion.vlb_weight else channels}
     model = choose(MODELS, config.model.name, "model.name")
     if "time_input" in inspect.signature(model).parameters:
         fixed["time_input"] = config.diffusion.inputs.name
-    return build(MODELS, config.model, "model", **fixed)
+    own = {key: value for key, value in config.model.items() if key != "size"}
+    size = config.model.get("size", "")
+    if size:
+        own = {**choose(SIZES[config.model.name], size, "model.size"), **own}
+    own = {key: value for key, value in own.items() if key not in fixed}
+    return build(MODELS, ConfigDict(own), "model", **fixed)
 
 
 def build_stage(config: ConfigDict, *, text_embed: int = 0, pooled_embed: int = 0) -> StageModel:
@@ -169,10 +193,10 @@ def build_stage(config: ConfigDict, *, text_embed: int = 0, pooled_embed: int = 
         upsampling=config.low_res.upsampling,
         max_aug_level=config.low_res.max_aug_level,
         # The loader drops captions whose place the empty one takes.
-        drop_cond=0.0 if config.text.null == "empty" else config.text.drop,
+        drop_cond=config.text.drop if config.text.null == "learned" else 0.0,
         told_guidance=config.told_guidance,
     )
-    examples = _example_inputs(config, stage, text_embed, pooled_embed or text_embed)
+    examples = example_inputs(config, stage, text_embed, pooled_embed or text_embed)
 
     def init(key: jax.Array) -> Any:
         params = model.init(key, *examples)["params"]
@@ -205,9 +229,10 @@ def _bind(model: Any, *, within: str) -> Callable[..., jax.Array]:
     return net
 
 
-def _example_inputs(
+def example_inputs(
     config: ConfigDict, stage: Stage, text_embed: int, pooled_embed: int
 ) -> tuple[jax.Array, jax.Array, Cond]:
+    """Zeros of the shapes that a stage's network is given: one image, a noise level and the conditions."""
     size = config.crop or config.resolution
     image = jnp.zeros((1, *stage.shape(size)))
     text = jnp.zeros((1, config.text.length, text_embed))
@@ -262,10 +287,12 @@ def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, o
             steps=config.steps,
             warmup_steps=settings.warmup_steps,
             decay=settings.decay,
+            decay_from=settings.decay_from,
         )
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
-    optimizer = adamw(
+    make = choose(OPTIMIZERS, settings.name, "optimizer.name")
+    optimizer = make(
         learning_rate,
         b1=settings.b1,
         b2=settings.b2,
@@ -283,7 +310,9 @@ def build_update(
     def loss_fn(params: Any, batch: Batch, key: jax.Array, history: LossHistory | None) -> BatchLoss:
         return stages.loss(stage, params, batch, key, history)
 
-    return make_train_step(loss_fn, optimizer, decay=decay, learning_rate=learning_rate)
+    return make_train_step(
+        loss_fn, optimizer, decay=decay, learning_rate=learning_rate, project=magnitude.normalised
+    )
 
 
 def build_ema(config: ConfigDict) -> ema.Decay:
@@ -300,8 +329,11 @@ def build_source(data: ConfigDict, *, log: Log | None = None, split: str | None 
     return load(cache_dir, resolution=data.resolution, split=split, num_concepts=num_concepts, log=log)
 
 
-def build_encoder(text: ConfigDict) -> TextEncoder:
-    """Load the frozen text encoder."""
+def build_encoder(config: ConfigDict) -> TextEncoder | None:
+    """Load the frozen text encoder of a stage; None if it is not conditioned on text."""
+    if "text" not in config.conditions:
+        return None
+    text = config.text
     encoder = choose(ENCODERS, text.encoder, "text.encoder")()
     if text.length > encoder.max_length:
         raise UserError(
@@ -311,35 +343,82 @@ def build_encoder(text: ConfigDict) -> TextEncoder:
 
 
 def build_text_table(
-    config: ConfigDict, encoder: TextEncoder, captions: Sequence[str], *, log: Log | None = None
-) -> TextTable:
-    """Encode captions, or find them in the cache."""
+    config: ConfigDict, encoder: TextEncoder | None, captions: Sequence[str], *, log: Log | None = None
+) -> TextTable | None:
+    """Encode captions, or find them in the cache; with the empty one, where it stands for no text."""
+    if encoder is None:
+        return None
+    if config.text.null != "learned":
+        captions = [*captions, ""]
     cache_dir = Path(config.data.cache_dir).expanduser() / "text"
     return embed_captions(encoder, captions, length=config.text.length, cache_dir=cache_dir, log=log)
 
 
-def build_loader(config: ConfigDict, source: Source, table: TextTable) -> Any:
-    """An iterator of this host's batches: `image`, `text`, `mask`, `pooled`, `index`."""
+def text_widths(text: TextTable | None) -> dict[str, int]:
+    """The widths of encoded captions, as `build_stage` asks for them."""
+    return {} if text is None else {"text_embed": text.embed, "pooled_embed": text.pooled_embed}
 
-    def add_text(element: dict[str, Any]) -> dict[str, Any]:
-        text = table.lookup(source.captions[int(element["index"])])
+
+@dataclasses.dataclass(frozen=True)
+class AddText:
+    """A transform that adds a picture's encoded caption; with chance `drop`, that of the empty caption or zeros.
+
+    It has the method of grain's `RandomMap`: which captions are dropped depends on the seed and the element's
+    place in the order alone.
+    """
+
+    captions: Sequence[str]
+    table: TextTable
+    drop: float = 0.0
+    zeros: bool = False
+
+    def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """Add `text`, `mask` and `pooled` to an element with its `index`."""
+        dropped = self.drop > 0.0 and rng.random() < self.drop
+        text = self.table.lookup("" if dropped else self.captions[int(element["index"])])
+        if dropped and self.zeros:
+            text = text._replace(states=np.zeros_like(text.states), pooled=np.zeros_like(text.pooled))
         return {**element, "text": text.states, "mask": text.mask, "pooled": text.pooled}
 
+
+def build_loader(config: ConfigDict, source: Source, table: TextTable | None) -> Any:
+    """An iterator of this host's batches: `image`, `index`, and what the stage is conditioned on."""
     transforms: list[Any] = [resize(source.resolution, config.resolution)]
     if config.crop:
         transforms.append(random_crop(config.crop))
+    if config.data.flip:
+        transforms.append(random_flip())
+    if table is not None:
+        drop = 0.0 if config.text.null == "learned" else config.text.drop
+        transforms.append(AddText(source.captions, table, drop, zeros=config.text.null == "zeros"))
+    if "label" in config.conditions:
+        transforms.append(lambda element: {**element, "label": np.int32(source.labels[int(element["index"])])})
     return make_loader(
         source,
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
         host_index=jax.process_index(),
         host_count=jax.process_count(),
-        transforms=(*transforms, add_text),
+        transforms=transforms,
         num_threads=config.data.num_threads,
     )
 
 
-def to_cond(table: TextTable, captions: Sequence[str]) -> Cond:
-    """The text conditions of captions that are in the table."""
-    rows = table.rows(captions)
-    return Cond(np.asarray(rows.states, np.float32), rows.mask, rows.pooled)
+def null_zeros(cond: Cond) -> Cond:
+    """The null condition of networks that were trained with zeros in the place of no text (SDXL)."""
+    return cond._replace(text=np.zeros_like(cond.text), pooled=np.zeros_like(cond.pooled))
+
+
+def to_cond(text: TextTable | TextStates | None, captions: Sequence[str] = (), labels: Sequence[int] = ()) -> Cond:
+    """The conditions of examples.
+
+    Args:
+      text: their encoded captions, or a table in which `captions` are found; None: they have none.
+      captions: as many as there are examples.
+      labels: their classes; none if the stage knows no classes.
+    """
+    cond = Cond(label=np.asarray(labels, np.int32) if len(labels) else None)
+    if text is None:
+        return cond
+    rows = text.rows(captions) if isinstance(text, TextTable) else text
+    return cond._replace(text=np.asarray(rows.states, np.float32), mask=rows.mask, pooled=rows.pooled)

@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
     # How the program stops on a signal is part of `train`, which is not to be imported for a wrong flag.
     from diffjax.train import Interrupted
 
-    name = Path(flags.FLAGS["config"].config_filename).stem  # type: ignore[attr-defined]
+    path = Path(flags.FLAGS["config"].config_filename)  # type: ignore[attr-defined]
+    name = path.name.replace(".py:", "-").removesuffix(".py").replace("/", "-")
     workdir = Path(_WORKDIR.value or f"runs/{name}").expanduser()
     try:
         run(_CONFIG.value, workdir, _MODE.value)
@@ -90,9 +91,9 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; a mistake is answered in one or two lines."""
-    path = _config_path(argv)
-    if path is not None and not Path(path).is_file():  # the flag itself would complain much later
-        raise SystemExit(_fail(f"--config={path}: no such file; try --config=configs/quickstart.py."))
+    given = _config_path(argv)
+    if given is not None and not Path(given[0]).is_file():  # the flag itself would complain much later
+        raise SystemExit(_fail(f"--config={given[0]}: no such file; try --config=configs/quickstart.py."))
     try:
         return flags.FLAGS(argv, known_only=False)
     except flags.Error as error:
@@ -120,22 +121,27 @@ def explain_override(argv: list[str], error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _config_path(argv: list[str]) -> str | None:
+def _config_path(argv: list[str]) -> tuple[str, str] | None:
+    """The configuration file, and the variant of it that is asked for as FILE:VARIANT ("" for none)."""
     paths = [argument.partition("=")[2] for argument in argv if re.match(r"--?config=", argument)]
     paths += [value for flag, value in itertools.pairwise(argv) if flag in ("--config", "-config")]
-    return paths[-1] if paths else None
+    if not paths:
+        return None
+    path, _, variant = paths[-1].partition(".py:")
+    return (f"{path}.py", variant) if variant else (paths[-1], "")
 
 
 def _load_config(argv: list[str]) -> ConfigDict | None:
-    path = _config_path(argv)
-    if path is None:
+    given = _config_path(argv)
+    if given is None:
         return None
     import runpy
 
+    path, variant = given
     functions = runpy.run_path(path)
     if "get_config" not in functions:
         raise SystemExit(_fail(f"--config={path} is no configuration: it has no function get_config()."))
-    return functions["get_config"]()
+    return functions["get_config"](*[variant] if variant else [])
 
 
 def _quiet() -> None:

@@ -31,11 +31,15 @@ from diffjax.experiment import (
     build_text_table,
     build_update,
     check_sampler,
+    null_zeros,
+    text_widths,
     to_cond,
 )
+from diffjax.latents import Codec, open_codec
 from diffjax.nn.layers import axis_rules
 from diffjax.parallel.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.pretrained import adopt, adopt_sampler, read_params
 from diffjax.text.cache import TextTable
 from diffjax.training.checkpoint import Checkpoints
 from diffjax.training.interrupt import Interrupt
@@ -66,10 +70,11 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
     """
     with workdirs.hold(workdir), Interrupt() as interrupt:
         # What is cheap to check comes first: nothing is loaded or compiled for a run that cannot work.
+        config = adopt(config)
         configs.check_stage(config)
         mesh = make_mesh(**config.mesh)
         check_batch(config.batch_size, mesh)
-        preview_settings = build_sampler(config.preview.sampler, "preview.sampler")
+        preview_settings = build_sampler(adopt_sampler(config.preview.sampler, config), "preview.sampler")
         optimizer, learning_rate = build_optimizer(config)
         decay = build_ema(config)
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
@@ -82,18 +87,20 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
 
         # Pictures, captions and the network.
         source = build_source(config.data, log=print)
-        encoder = build_encoder(config.text)
-        table = build_text_table(config, encoder, source.captions, log=print)
+        table = build_text_table(config, build_encoder(config), source.captions, log=print)
         loader = build_loader(config, source, table)
-        model = build_stage(config, text_embed=encoder.embed)
+        model = build_stage(config, **text_widths(table))
         check_sampler(model.stage, preview_settings, "preview.sampler")
 
-        # Where each array lives, and the state: restored, or new.
+        # Where each array lives, and the state: restored, read from public weights, or new.
         places = param_shardings(mesh, Rules(), model.shapes, model.axes)
+        codec = open_codec(config, model.stage, mesh)
         key = jax.random.key(config.seed)
         init_key, step_key = jax.random.split(key)
+        latent_key = jax.random.fold_in(key, 2)
         if start is None:
-            state = init_sharded(model.init, optimizer, init_key, mesh, places, model.history)
+            given = read_params(config, model, places) if config.init_from else None
+            state = init_sharded(model.init, optimizer, init_key, mesh, places, model.history, given)
         else:
             abstract = abstract_state(model, optimizer, mesh, places)
             state, position = checkpoints.restore(abstract)
@@ -103,7 +110,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
 
         step_fn = build_update(model.stage, optimizer, learning_rate, decay)
         update = compile_train_step(step_fn, shardings, batch_sharding(mesh), replicated(mesh))
-        preview = make_preview(config, model, preview_settings, source, table)
+        preview = make_preview(config, model, preview_settings, source, table, codec)
 
         first = start or 0
         print(
@@ -140,6 +147,8 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
                             "Run the same command to go on."
                         )
                     batch = put_batch({name: a for name, a in next(loader).items() if name != "index"}, mesh)
+                    if codec is not None:
+                        batch["latent"] = codec.encode(batch.pop("image"), jax.random.fold_in(latent_key, step))
                     state, metrics = update(state, batch, step_key)
                     unread.add(step + 1, metrics)
                     progress.advance(step + 1)
@@ -182,7 +191,8 @@ def make_preview(
     model: StageModel,
     settings: stages.SamplerSettings,
     source: Source,
-    table: TextTable,
+    table: TextTable | None,
+    codec: Codec | None = None,
 ) -> Callable[[Any], np.ndarray]:
     """A function from averaged parameters to a picture: real images, what they start from, and samples.
 
@@ -193,7 +203,11 @@ def make_preview(
     examples = [source[i * len(source) // count] for i in range(count)]
     factor = source.resolution // config.resolution
     real = np.stack([downsample(example.image, factor) for example in examples])
-    cond = to_cond(table, [example.caption for example in examples])
+    labels = [source.labels[i * len(source) // count] for i in range(count)] if "label" in config.conditions else []
+    cond = to_cond(table, [example.caption for example in examples], labels)
+    null = to_cond(table, [""] * count) if table is not None and config.text.null != "learned" else None
+    if null is not None and config.text.null == "zeros":
+        null = null_zeros(null)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), count)
     low_res = None
     rows = [real]
@@ -205,11 +219,11 @@ def make_preview(
 
     @jax.jit
     def run(params: Any) -> jax.Array:
-        images = stages.sample(model.stage, settings, params, cond, keys, low_res)
-        return stages.to_pixels(images)
+        return stages.sample(model.stage, settings, params, cond, keys, low_res, null=null)
 
     def preview(params: Any) -> np.ndarray:
-        shown = [*rows, np.asarray(run(params))]
+        images = run(params) if codec is None else codec.decode(run(params))
+        shown = [*rows, np.asarray(stages.to_pixels(images))]
         return grid([[enlarge(image, 64) for image in row] for row in shown])
 
     return preview

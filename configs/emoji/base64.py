@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
             "cross_attention": (False, True, True, True),
             "head_dim": 64,
             "dropout": 0.1,
-            "remat": False,
+            "remat": "",
         }
     )
     config.optimizer.learning_rate = 2e-4

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
             "cross_attention": (False, False, False, True),
             "head_dim": 64,
             "dropout": 0.0,
-            "remat": False,
+            "remat": "",
         }
     )
     config.optimizer.learning_rate = 2e-4

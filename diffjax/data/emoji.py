@@ -36,7 +36,10 @@ _RESOLUTIONS = range(8, 2049)
 
 
 class EmojiSource:
-    """A split of the emoji pictures, behind the interface `diffjax.data.source.Source`."""
+    """A split of the emoji pictures, behind the interface `diffjax.data.source.Source`.
+
+    The classes are the concepts of all splits in alphabetical order, so that a label means the same in each.
+    """
 
     def __init__(self, cache: PictureCache, rows: Sequence[int], *, name: str):
         """Show the pictures `rows` of a cache, in that order."""
@@ -47,6 +50,9 @@ class EmojiSource:
         self.keys = [labels.keys[row] for row in rows]
         self.concepts = [labels.concepts[row] for row in rows]
         self.styles = [labels.styles[row] for row in rows]
+        self.classes = sorted(set(labels.concepts))
+        index = {concept: i for i, concept in enumerate(self.classes)}
+        self.labels = [index[concept] for concept in self.concepts]
         self._cache = cache
         self._rows = list(rows)
         decoded_bytes = len(self._rows) * 3 * cache.resolution**2

@@ -13,8 +13,9 @@ class Example(NamedTuple):
       image: `[resolution, resolution, 3]` uint8; possibly read-only, as a source may keep it in memory.
       caption: what the picture shows, in words.
       key: names this picture within its source, for ever.
-      concept: what is shown, without the style ("red apple").
-      style: how it is shown ("openmoji").
+      concept: what is shown, without the style ("red apple"); the name of the class or else the caption,
+        where a source knows no more.
+      style: how it is shown ("openmoji"); empty where a source does not say.
     """
 
     image: np.ndarray
@@ -34,6 +35,8 @@ class Source(Protocol):
       name: names the source and its split, for logs and file names.
       resolution: height and width of every picture.
       captions: one text per picture, in the order of the pictures; so are `keys`, `concepts` and `styles`.
+      labels: the class of each picture, an index into `classes`; empty if the source has no classes.
+      classes: the names of the classes, the same in every split; empty if there are none.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Source(Protocol):
     keys: Sequence[str]
     concepts: Sequence[str]
     styles: Sequence[str]
+    labels: Sequence[int]
+    classes: Sequence[str]
 
     def __len__(self) -> int: ...
 

@@ -70,3 +70,16 @@ class RandomCrop:
 def random_crop(size: int) -> RandomCrop:
     """A transform that crops a square of `size` pixels at a random place, deterministically."""
     return RandomCrop(size)
+
+
+class RandomFlip:
+    """Mirrors half of the pictures left to right; as deterministic as `RandomCrop`."""
+
+    def random_map(self, element: Element, rng: np.random.Generator) -> Element:
+        """Mirror `element["image"]`, or not."""
+        return {**element, "image": element["image"][:, ::-1]} if rng.random() < 0.5 else element
+
+
+def random_flip() -> RandomFlip:
+    """A transform that mirrors half of the pictures left to right, deterministically."""
+    return RandomFlip()

@@ -30,9 +30,19 @@ def edm_input(*, sigma_data: float = 0.5) -> Inputs:
     return inputs
 
 
-def timestep_input(*, num_steps: int = 1000) -> Inputs:
-    """`x_t` as it is, and the number of the step, `t T - 1` in [0, T - 1] (DDPM, Stable Diffusion, DiT)."""
-    return lambda coeffs, t: (jnp.ones_like(t), t * num_steps - 1.0)
+def timestep_input(*, num_steps: int = 1000, rounded: bool = False) -> Inputs:
+    """`x_t` as it is, and the number of the step, `t T - 1` in [0, T - 1] (DDPM, Stable Diffusion, DiT).
+
+    Args:
+      num_steps: T.
+      rounded: whether between two steps the nearest one's is told (some of diffusers' samplers).
+    """
+
+    def inputs(coeffs: Coeffs, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        number = t * num_steps - 1.0
+        return jnp.ones_like(t), jnp.round(number) if rounded else number
+
+    return inputs
 
 
 def time_input(*, scale: float = 1000.0) -> Inputs:

@@ -46,8 +46,21 @@ def number(config: Mapping[str, Any], key: str, default: int | None = None) -> i
     value = config.get(key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-        raise UserError(f"config.json: {key} is {value!r}; expected a whole number from 1 to {_MOST}.")
+        raise UserError(f"config.json: {key} is {value!r:.80}; expected a whole number from 1 to {_MOST}.")
     return value
+
+
+def fraction(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A number of a config.json between 0 and 1, both excluded, such as the epsilon of a norm.
+
+    Raises:
+      UserError: it is something else.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise UserError(f"config.json: {key} is {value!r:.80}; expected a number between 0 and 1.")
+    return float(value)
 
 
 def require(config: Mapping[str, Any], **expected: Any) -> None:
@@ -62,6 +75,6 @@ def require(config: Mapping[str, Any], **expected: Any) -> None:
         given = config.get(key)
         if given is not None and given not in values:
             raise UserError(
-                f"config.json: {key} is {given!r}, which is not supported; "
+                f"config.json: {key} is {given!r:.80}, which is not supported; "
                 f"expected {' or '.join(map(repr, values))}."
             )

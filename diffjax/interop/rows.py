@@ -30,6 +30,7 @@ class Row(NamedTuple):
         of their part for each of ours.
       window: for kind "patch", the side of a patch.
       first: the number of the first copy.
+      equal: where theirs has this many copies, all equal, of our one: "{i}" stands for their numbers.
     """
 
     theirs: str
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     order: tuple[int, ...] = ()
     window: int = 0
     first: int = 0
+    equal: int = 0
 
 
 class _Leaf(NamedTuple):
@@ -49,6 +51,7 @@ class _Leaf(NamedTuple):
     axes: tuple[int, ...] | None
 
 
+_FLOATS = ("F16", "BF16", "F32", "F64")  # others are quantised, and mean nothing without their scales
 _BIAS = _Leaf(".bias", "bias", (0,))
 _LINEAR = _Leaf(".weight", "kernel", (1, 0))
 _WINDOWS = _Leaf(".weight", "kernel", (2, 3, 1, 0))
@@ -83,9 +86,10 @@ class Source:
     copies: int = 0
 
     def names(self) -> list[str]:
-        """Their tensors: one for each copy."""
+        """Their tensors: one for each copy, of ours or of theirs."""
         name = self.row.theirs + self.leaf.theirs
-        return [name.replace("{i}", str(self.row.first + i)) for i in range(max(self.copies, 1))]
+        numbers = range(max(self.copies, self.row.equal, 1))
+        return [name.replace("{i}", str(self.row.first + i)) for i in numbers]
 
     def their_shape(self) -> tuple[int, ...]:
         """The shape of each of their tensors."""
@@ -172,7 +176,7 @@ def sources(rows: Iterable[Row], shapes: Any) -> dict[str, Source]:
             if path in found:
                 raise ValueError(f"{path} has two rows: {found[path].row} and {row}")
             shape = tuple(flat[path].shape)
-            stacked = "{i}" in row.theirs
+            stacked = "{i}" in row.theirs and not row.equal
             found[path] = Source(row, leaf, shape[stacked:], shape[0] if stacked else 0)
     if missing := sorted(flat.keys() - found.keys()):
         raise ValueError(f"the table has no row for {', '.join(missing)}")
@@ -190,7 +194,7 @@ def check(
       ignored: which names of theirs may be there though nothing needs them.
 
     Raises:
-      UserError: tensors are missing, unexpected or of another shape; their names are listed.
+      UserError: tensors are missing, unexpected, of another shape or no floats; their names are listed.
     """
     there = set(store.names())
     needed = {name: source for source in table.values() for name in source.names()}
@@ -199,6 +203,8 @@ def check(
         shape, expected = store.shape(name), needed[name].their_shape()
         if _squeezed(shape) != _squeezed(expected):
             wrong.append(f"{name} has shape {shape}, expected {expected}")
+        elif store.dtype(name) not in _FLOATS:
+            wrong.append(f"{name} is {store.dtype(name)}, expected one of {', '.join(_FLOATS)}")
     unexpected = (name for name in there - needed.keys() if not ignored(name))
     report = [
         _listed("missing", sorted(needed.keys() - there)),
@@ -240,7 +246,9 @@ def to_tensors(params: Any, table: Mapping[str, Source]) -> dict[str, np.ndarray
     pieces: dict[str, dict[int, np.ndarray]] = {}
     for path, source in table.items():
         array = np.asarray(flat[path])
-        for name, copy in zip(source.names(), array if source.copies else [array], strict=True):
+        names = source.names()
+        copies = array if source.copies else [array] * len(names)
+        for name, copy in zip(names, copies, strict=True):
             pieces.setdefault(name, {})[source.row.chunk[0]] = source.to_theirs(copy)
     return {
         name: np.concatenate([parts[i] for i in sorted(parts)]) if len(parts) > 1 else parts[0]

@@ -67,9 +67,17 @@ class Store:
         """The names of all tensors."""
         return self._files.keys()
 
+    def files(self) -> list[Path]:
+        """The files that hold them."""
+        return sorted(set(self._where.values()))
+
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, from the file's header."""
         return tuple(self._files[name].get_slice(self._name[name]).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """The kind of a tensor's numbers as the file calls it, such as "F32" or "BF16"."""
+        return self._files[name].get_slice(self._name[name]).get_dtype()
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A tensor, or the part of it that `index` cuts out (one slice an axis, of step one)."""

@@ -12,27 +12,12 @@ where its work is done:
 - widths: on the way up a level of the efficient network is as wide as the next higher-resolution level on the
   way down, whose skip it will meet.
 
-Published configurations, in the numbers of NVIDIA's Imagen recipes (NeMo); `FTTT` has one flag a level:
-
-=====================  ==========  =============  =============  =============
-attribute              base64-500m  sr256-400m    sr256-600m     sr1024-600m
-=====================  ==========  =============  =============  =============
-resolution             64          64 to 256      64 to 256      256 to 1024
-`channels`             256         128            128            128
-`multipliers`          1, 2, 3, 4  1, 2, 4, 6, 6  1, 2, 4, 8, 8  1, 2, 4, 8, 8
-`blocks`               3, 3, 3, 3  2, 2, 3, 4, 3  2, 4, 8, 8, 8  2, 4, 8, 8, 8
-`strides`              default     default        2, 2, 2, 2, 1  2, 2, 2, 2, 1
-`self_attention`       FTTT        FFFTT          FFFTT          FFFFF
-`cross_attention`      FTTT        FFFTT          FFFTT          FFFTT
-`efficient`            False       False          True           True
-=====================  ==========  =============  =============  =============
-
-Without self-attention (sr1024) the network accepts any resolution and is trained on 256-pixel crops. The
-networks named efficient in the Imagen paper have four levels: 1, 2, 4, 8 with 2, 4, 8, 8 blocks and attention
-in the last.
+Without self-attention (sr1024) the network accepts any resolution and is trained on 256-pixel crops.
 """
 
 import math
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -41,6 +26,8 @@ import jax.numpy as jnp
 from diffjax.nn.conditioning import Cond, TextProjection
 from diffjax.nn.embeddings import NoiseLevelEmbedding
 from diffjax.nn.layers import Dtype, constrain, conv, zeros
+from diffjax.nn.levels import ascend, descend
+from diffjax.nn.repeat import once
 from diffjax.nn.resblock import (
     FEATURE_MAP,
     AttentionBlock,
@@ -50,6 +37,77 @@ from diffjax.nn.resblock import (
     Upsample,
     add_scaled,
 )
+
+_NONE, _LAST_TWO = (False,) * 5, (False, False, False, True, True)
+_SR256_400M: dict[str, Any] = {
+    "multipliers": (1, 2, 4, 6, 6),
+    "blocks": (2, 2, 3, 4, 3),
+    "self_attention": _LAST_TWO,
+    "cross_attention": _LAST_TWO,
+}
+_SR256_600M: dict[str, Any] = {
+    "multipliers": (1, 2, 4, 8, 8),
+    "blocks": (2, 4, 8, 8, 8),
+    "self_attention": _LAST_TWO,
+    "cross_attention": _LAST_TWO,
+    "strides": (2, 2, 2, 2, 1),
+    "efficient": True,
+}
+_LAST_OF_FOUR = (False, False, False, True)
+_PAPER: dict[str, Any] = {
+    "multipliers": (1, 2, 4, 8),
+    "blocks": (2, 4, 8, 8),
+    "cross_attention": _LAST_OF_FOUR,
+    "efficient": True,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "base64-2b": {"channels": 512},
+    "base64-500m": {"channels": 256},
+    "sr256-400m": _SR256_400M,
+    "sr256-600m": _SR256_600M,
+    "sr1024-600m": _SR256_600M | {"self_attention": _NONE},
+    "imagen-sr256": _PAPER | {"self_attention": _LAST_OF_FOUR},
+    "imagen-sr1024": _PAPER | {"self_attention": (False,) * 4},
+}
+"""Attributes of published networks: those of NVIDIA's Imagen recipes (NeMo), whose names say the resolution and
+about how many parameters they have, and the efficient ones of the paper's appendix."""
+
+
+class Block(nn.Module):
+    """A residual block, with attention behind it if `heads` is not zero.
+
+    Attributes:
+      features: width of the output.
+      heads: of the attention.
+      self_attention: see `AttentionBlock`.
+      cross_attention: see `AttentionBlock`.
+      dropout: rate inside the residual block.
+      dtype: compute dtype.
+    """
+
+    features: int
+    heads: int = 0
+    self_attention: bool = False
+    cross_attention: bool = False
+    dropout: float = 0.0
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        h: jax.Array,
+        vector: jax.Array,
+        tokens: jax.Array,
+        mask: jax.Array,
+        skip: jax.Array | None = None,
+    ) -> jax.Array:
+        """Transform `h` `[b, h, w, any]`, to whose channels those of `skip` are appended, if there is one."""
+        h = h if skip is None else jnp.concatenate([h, skip], axis=-1)
+        h = ResBlock(self.features, self.dropout, dtype=self.dtype, name="res")(h, vector)
+        if self.heads:
+            over = (self.self_attention, self.cross_attention)
+            h = AttentionBlock(self.heads, *over, self.dtype, name="attention")(h, tokens, mask)
+        return h
 
 
 class UNet(nn.Module):
@@ -68,9 +126,11 @@ class UNet(nn.Module):
         (2, 2, 2, ...) if `efficient`.
       efficient: see the module's docstring.
       dropout: rate inside the residual blocks.
+      time_input: what number the network is told; see `diffjax.nn.embeddings.to_thousand`.
       out_channels: channels of the prediction.
       dtype: compute dtype; norms and the last convolution are always float32.
-      remat: recompute each block in the backward pass instead of storing its activations.
+      scan: whether the loops over equal blocks are rolled; see `diffjax.nn.repeat`.
+      remat: what the backward pass recomputes; see `diffjax.nn.repeat.REMAT`.
     """
 
     channels: int = 128
@@ -82,19 +142,21 @@ class UNet(nn.Module):
     strides: tuple[int, ...] = ()
     efficient: bool = False
     dropout: float = 0.0
+    time_input: str = "logsnr"
     out_channels: int = 3
     dtype: Dtype = jnp.float32
-    remat: bool = False
+    scan: bool = True
+    remat: str = ""
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, logsnr: jax.Array, cond: Cond, *, deterministic: bool = True
+        self, x: jax.Array, level: jax.Array, cond: Cond, *, deterministic: bool = True
     ) -> jax.Array:
         """Predict.
 
         Args:
           x: noisy images, `[batch, height, width, channels]`.
-          logsnr: their noise level, `[batch]`.
+          level: their noise level, `[batch]`; see `time_input`.
           cond: text and, in a super-resolution stage, the low-resolution images.
           deterministic: False in training; draws from the `dropout` rng if `dropout` is not zero.
 
@@ -106,61 +168,56 @@ class UNet(nn.Module):
         strides = self.strides or ((2,) if self.efficient else (1,)) + (2,) * (len(levels) - 1)
         self._check_levels(strides)
         self._check_images(x, cond, math.prod(strides))
-        tokens, mask, vector = self._condition(logsnr, cond)
+        tokens, mask, vector = self._condition(level, cond)
+        shared = vector, tokens, mask
         dropout = 0.0 if deterministic else self.dropout
-        res_block, attention_block = ResBlock, AttentionBlock
-        if self.remat:
-            res_block, attention_block = nn.remat(ResBlock), nn.remat(AttentionBlock)
+        loop = {"scan": self.scan, "remat": self.remat}
 
-        def transform(h: jax.Array, width: int, name: str) -> jax.Array:
-            return res_block(width, dropout, dtype=self.dtype, name=f"{name}_res")(h, vector)
+        def block(features: int, name: str, *, attends: int | None = None) -> Block:
+            """A block that attends as the level `attends` says."""
+            over = (False, False) if attends is None else self._attends(attends)
+            heads = self._heads(features, attends) if any(over) else 0
+            return Block(features, heads, *over, dropout=dropout, dtype=self.dtype, name=name)
 
-        def attend(h: jax.Array, level: int, name: str) -> jax.Array:
-            over = (self.self_attention[level], self.cross_attention[level])
-            if not any(over):
+        def attend(h: jax.Array, i: int, name: str) -> jax.Array:
+            """The one attention of a level of the efficient network."""
+            if not any(self._attends(i)):
                 return h
-            heads = self._heads(h.shape[-1], level)
-            return attention_block(heads, *over, self.dtype, name=f"{name}_attention")(h, tokens, mask)
+            attention = AttentionBlock(self._heads(h.shape[-1], i), *self._attends(i), self.dtype, name=name)
+            return once(attention, h, tokens, mask, remat=self.remat)
 
         if cond.low_res is not None:
             x = jnp.concatenate([x, cond.low_res.astype(x.dtype)], axis=-1)
         h = conv(widths[0], dtype=self.dtype, name="in")(x)
         h = entry = constrain(h, *FEATURE_MAP)
 
-        skips = []  # for each level, the feature maps that its way up will need
-        for level in levels:
-            if strides[level] > 1:
-                width = widths[level] if self.efficient else h.shape[-1]
-                h = Downsample(width, strides[level], dtype=self.dtype, name=f"down_{level}")(h)
-            skips.append([h])
-            for block in range(self.blocks[level]):
-                h = transform(h, widths[level], f"down_{level}_{block}")
-                if not self.efficient:
-                    h = attend(h, level, f"down_{level}_{block}")
-                skips[level].append(h)
+        skips: list[list[jax.Array]] = []  # for each level, the feature maps that its way up will need
+        for i in levels:
+            if strides[i] > 1:
+                width = widths[i] if self.efficient else h.shape[-1]
+                h = Downsample(width, strides[i], dtype=self.dtype, name=f"down_{i}")(h)
+            make = partial(block, widths[i], attends=None if self.efficient else i)
+            skips.append([h, *descend(make, self.blocks[i], h, *shared, name=f"down_{i}", **loop)])
+            h = skips[i][-1]
             if self.efficient:
-                h = attend(h, level, f"down_{level}")
-                skips[level] = [h]
+                h = attend(h, i, f"down_{i}_attention")
+                skips[i] = [h]
 
         if not self.efficient:
-            h = transform(h, widths[-1], "middle_0")
-            h = attend(h, levels[-1], "middle")
-            h = transform(h, widths[-1], "middle_1")
+            h = once(block(widths[-1], "middle_0", attends=levels[-1]), h, *shared, remat=self.remat)
+            h = once(block(widths[-1], "middle_1"), h, *shared, remat=self.remat)
 
-        for level in reversed(levels):
+        for i in reversed(levels):
             if self.efficient:
-                if level != levels[-1]:  # the last level's skip is `h` itself
-                    h = add_scaled(h, skips[level].pop())
-                for block in range(self.blocks[level]):
-                    h = transform(h, widths[max(level - 1, 0)], f"up_{level}_{block}")
-                h = attend(h, level, f"up_{level}")
+                if i != levels[-1]:  # the last level's skip is `h` itself
+                    h = add_scaled(h, skips[i].pop())
+                make = partial(block, widths[max(i - 1, 0)])
+                h = descend(make, self.blocks[i], h, *shared, name=f"up_{i}", **loop)[-1]
+                h = attend(h, i, f"up_{i}_attention")
             else:
-                for block in range(self.blocks[level] + 1):
-                    h = jnp.concatenate([h, skips[level].pop()], axis=-1)
-                    h = transform(h, widths[level], f"up_{level}_{block}")
-                    h = attend(h, level, f"up_{level}_{block}")
-            if strides[level] > 1:
-                h = Upsample(h.shape[-1], strides[level], self.dtype, name=f"up_{level}")(h)
+                h = ascend(partial(block, widths[i], attends=i), skips[i], h, *shared, name=f"up_{i}", **loop)
+            if strides[i] > 1:
+                h = Upsample(h.shape[-1], strides[i], self.dtype, name=f"up_{i}")(h)
 
         if strides[0] > 1:
             h = add_scaled(h, entry)
@@ -170,13 +227,14 @@ class UNet(nn.Module):
         h = conv(self.out_channels, kernel_init=zeros, dtype=jnp.float32, name="out")(h)
         return constrain(h, *FEATURE_MAP)
 
-    def _condition(self, logsnr: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _condition(self, level: jax.Array, cond: Cond) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Text tokens `[b, 1 + length, embed]`, their mask, and the conditioning vector `[b, embed]`."""
         embed = 4 * self.channels
+        embedding = partial(NoiseLevelEmbedding, embed, time_input=self.time_input, dtype=self.dtype)
         tokens, mask, vector = TextProjection(embed, dtype=self.dtype, name="text")(cond)
-        vector = vector + NoiseLevelEmbedding(embed, dtype=self.dtype, name="noise_level")(logsnr)
+        vector = vector + embedding(name="noise_level")(level)
         if cond.aug_level is not None:
-            vector = vector + NoiseLevelEmbedding(embed, dtype=self.dtype, name="aug_level")(cond.aug_level)
+            vector = vector + embedding(name="aug_level")(cond.aug_level)
         return tokens, mask, vector
 
     def _check_levels(self, strides: tuple[int, ...]) -> None:
@@ -190,6 +248,10 @@ class UNet(nn.Module):
                 )
         if min(self.blocks, default=0) < 1 or min(strides) < 1:
             raise ValueError(f"every level needs a block and a stride; got {self.blocks} and {strides}")
+
+    def _attends(self, level: int) -> tuple[bool, bool]:
+        """Whether a level attends to itself, and to the text."""
+        return self.self_attention[level], self.cross_attention[level]
 
     def _heads(self, width: int, level: int) -> int:
         """The number of attention heads of a feature map `width` wide."""

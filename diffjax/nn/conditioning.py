@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffjax.nn.attention import heads_of
+from diffjax.nn.kernels import attend
 from diffjax.nn.layers import Dtype, dense, layer_norm, param
 
 
@@ -103,3 +105,33 @@ class TextProjection(nn.Module):
     def _normalised(self, x: jax.Array) -> jax.Array:
         # Encoders differ in scale: a sentence embedding of unit length has tiny entries.
         return nn.LayerNorm(use_bias=False, use_scale=False, dtype=self.dtype)(x)
+
+
+class TextPooling(nn.Module):
+    """Token states to one vector by attention, asked by their mean (DeepFloyd IF; after CLIP's image pooling).
+
+    Attributes:
+      features: width of the vector.
+      heads: of the attention.
+      dtype: compute dtype.
+    """
+
+    features: int
+    heads: int
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, text: jax.Array) -> jax.Array:
+        """`[batch, length, text_embed] -> [batch, features]`; padding counts, as it does in the original."""
+        x = layer_norm(epsilon=1e-5, dtype=self.dtype, name="norm_in")(text)
+        embed = x.shape[-1]
+        place = param(self, "position", nn.initializers.normal(embed**-0.5), (1, embed), ("one", "embed"))
+        mean = x.mean(axis=1, keepdims=True) + place.astype(x.dtype)
+        x = jnp.concatenate([mean, x], axis=1)
+        query, key, value = (
+            heads_of(source, self.heads, embed // self.heads, dtype=self.dtype, name=name)
+            for name, source in (("query", mean), ("key", x), ("value", x))
+        )
+        pooled = attend(query, key, value).reshape(-1, embed)
+        pooled = dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(pooled)
+        return layer_norm(epsilon=1e-5, dtype=self.dtype, name="norm_out")(pooled)

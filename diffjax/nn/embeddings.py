@@ -32,7 +32,9 @@ def sinusoidal(
       `[batch, features]`, float32, cosines first.
     """
     half = features // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - shift))
+    # On the host, rounded as in PyTorch: at a value of 30 000 one bit of a frequency is 0.002 of an angle.
+    exponents = -math.log(max_period) * np.arange(half, dtype=np.float32) / np.float32(half - shift)
+    frequencies = np.exp(exponents, dtype=np.float64).astype(np.float32)
     angles = values.astype(jnp.float32)[:, None] * frequencies[None, :]
     parts = [jnp.cos(angles), jnp.sin(angles)]
     return jnp.concatenate(parts[::-1] if sine_first else parts, axis=-1)
@@ -65,7 +67,9 @@ class NoiseLevelEmbedding(nn.Module):
       features: width of the embedding, and of the MLP.
       sinusoids: number of sines and cosines.
       time_input: what number the network is told; see `to_thousand`.
+      shift: of the sinusoids; see `sinusoidal`.
       activation: between the layers.
+      sine_first: of the sinusoids.
       kernel_init: initializer of the layers.
       dtype: compute dtype.
     """
@@ -73,14 +77,18 @@ class NoiseLevelEmbedding(nn.Module):
     features: int
     sinusoids: int = 256
     time_input: str = "logsnr"
+    shift: float = 0.0
     activation: str = "silu"
     kernel_init: Initializer = lecun
     dtype: Dtype = None
+    sine_first: bool = False
 
     @nn.compact
-    def __call__(self, level: jax.Array) -> jax.Array:
-        """`level [batch] -> [batch, features]`."""
-        x = sinusoidal(to_thousand(level, self.time_input), self.sinusoids)
+    def __call__(self, level: jax.Array, added: jax.Array | None = None) -> jax.Array:
+        """`level [batch] -> [batch, features]`; `added [batch, sinusoids]` is added to the sinusoids."""
+        level = to_thousand(level, self.time_input)
+        x = sinusoidal(level, self.sinusoids, sine_first=self.sine_first, shift=self.shift)
+        x = x if added is None else x + added
         return Mlp(
             self.features,
             self.activation,
@@ -92,23 +100,69 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class LabelEmbedding(nn.Module):
-    """A vector for each class, and one more, the last, for none (a negative label)."""
+    """A vector for each class, and one more, the last, for none (a negative label): zeros without `null`."""
 
     classes: int
     features: int
     dtype: Dtype = None
+    null: bool = True
 
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
         """`[batch] int32 -> [batch, features]`."""
         rows = jnp.where(label < 0, self.classes, label)
-        return embedding(self.classes + 1, self.features, dtype=self.dtype, name="table")(rows)
+        if self.null:
+            return embedding(self.classes + 1, self.features, dtype=self.dtype, name="table")(rows)
+        vectors = embedding(self.classes, self.features, dtype=self.dtype, name="table")(jnp.maximum(label, 0))
+        return jnp.where(label[:, None] < 0, 0.0, vectors)
 
 
-def sincos_positions_2d(height: int, width: int, features: int) -> np.ndarray:
+class LevelLabelEmbedding(nn.Module):
+    """A noise level and, if there are `classes`, a class label to vectors.
+
+    The attributes are those of `NoiseLevelEmbedding` and `LabelEmbedding`.
+    """
+
+    features: int
+    classes: int = 0
+    time_input: str = "timestep"
+    shift: float = 0.0
+    kernel_init: Initializer = lecun
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, level: jax.Array, label: jax.Array | None) -> list[jax.Array]:
+        """`[batch]` and, as int32, `[batch]` to one or two of `[batch, features]`."""
+        embed = NoiseLevelEmbedding(
+            self.features,
+            time_input=self.time_input,
+            shift=self.shift,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name="level",
+        )
+        if not self.classes:
+            return [embed(level)]
+        return [embed(level), LabelEmbedding(self.classes, self.features, self.dtype, name="label")(label)]
+
+
+def sincos_positions_2d(
+    height: int,
+    width: int,
+    features: int,
+    *,
+    step: float | tuple[float, float] = 1.0,
+    column_first: bool = False,
+) -> np.ndarray:
     """Fixed two-dimensional sine-cosine positions (MAE; DiT): `[height * width, features]`, float32.
 
-    The first half of the features encodes the row, the second the column; `features` must be divisible by 4.
+    Args:
+      height: number of rows.
+      width: number of columns.
+      features: of each position; divisible by 4.
+      step: between neighbouring rows and columns; two numbers where they differ.
+      column_first: the first half of the features encodes the column and the second the row, as in the
+        published code of MAE, DiT and SD3; else the other way round.
     """
     frequencies = 1.0 / 10_000.0 ** (np.arange(features // 4, dtype=np.float64) / (features // 4))
 
@@ -117,5 +171,6 @@ def sincos_positions_2d(height: int, width: int, features: int) -> np.ndarray:
         return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
-    encoded = [encode(rows.reshape(-1)), encode(columns.reshape(-1))]
-    return np.concatenate(encoded, axis=1).astype(np.float32)
+    row_step, column_step = step if isinstance(step, tuple) else (step, step)
+    encoded = [encode(row_step * rows.reshape(-1)), encode(column_step * columns.reshape(-1))]
+    return np.concatenate(encoded[::-1] if column_first else encoded, axis=1).astype(np.float32)

@@ -166,6 +166,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, axes)
 
 
+def mesh_axes(*axes: str | None) -> list[tuple[str, ...]]:
+    """Over which mesh axes the rules that `axis_rules` has set divide each of these logical axes."""
+    spec = nn.logical_to_mesh_axes(axes, nn.get_logical_axis_rules()) or ()
+    return [(names,) if isinstance(names, str) else tuple(names or ()) for names in spec]
+
+
 def logical_axes(boxed: Any) -> Any:
     """The axis names of freshly initialised parameters: the same tree, a tuple of names at each leaf."""
 

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "quick_gelu": quick_gelu,
     "silu": jax.nn.silu,
     "relu": jax.nn.relu,
+    "identity": lambda x: x,
 }
 
 

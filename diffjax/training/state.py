@@ -47,8 +47,23 @@ def init_sharded(
     mesh: Mesh,
     param_shardings: Any,
     history: LossHistory | None = None,
+    params: Params | None = None,
 ) -> TrainState:
-    """Initialise each shard of the state on its own device; the whole state never exists in one place."""
+    """Initialise each shard of the state on its own device; the whole state never exists in one place.
+
+    Args:
+      init_params: makes the parameters.
+      optimizer: the optimizer.
+      key: for `init_params`.
+      mesh: the mesh.
+      param_shardings: placements of the parameters.
+      history: see `TrainState`.
+      params: parameters to start from, where they are not to be made; they are donated.
+    """
+    if params is not None:
+        start = lambda params: create_state(params, optimizer, history)  # noqa: E731
+        shardings = state_shardings(jax.eval_shape(start, params), optimizer, mesh, param_shardings)
+        return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params)
 
     def init(key: jax.Array) -> TrainState:
         return create_state(init_params(key), optimizer, history)
@@ -64,9 +79,11 @@ def state_shardings(
     replicated = NamedSharding(mesh, PartitionSpec())
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        # Adafactor's second moments are rows and columns, small enough for every device.
+        lambda leaf, sharding, param: sharding if leaf.shape == param.shape else replicated,
         shapes.opt_state,
         param_shardings,
+        shapes.params,
         transform_non_params=lambda _: replicated,
     )
     history = jax.tree.map(lambda _: replicated, shapes.history)

@@ -31,8 +31,12 @@ def make_train_step(
     *,
     decay: ema.Decay,
     learning_rate: optax.Schedule,
+    project: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Build the update.
+
+    What an update makes of the parameters passes through `project`, for networks whose parameters are bound to
+    a set (EDM2's weights have a fixed magnitude).
 
     The returned function takes the run's key, the same at every step, and derives the step's randomness from
     it and the step number; a resumed run therefore draws what the uninterrupted one would have drawn.
@@ -47,7 +51,7 @@ def make_train_step(
 
         (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = project(optax.apply_updates(state.params, updates))
         ema_params = ema.update(state.ema_params, params, decay(state.step))
         metrics: Metrics = {
             "loss": loss,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nn.resblock import AttentionBlock, Downsample, ResBlock, Upsample, add_scaled, group_norm
+from diffjax.nn.resblock import AttentionBlock, Downsample, ResBlock, Upsample, add_scaled, fitting_norm
 
 
 def randomised(module, *inputs):
@@ -29,16 +29,16 @@ def normal(seed, *shape):
     ("features", "groups"),
     [(3, 1), (4, 1), (8, 2), (30, 6), (32, 8), (48, 12), (128, 32), (384, 32), (640, 32)],
 )
-def test_group_norm_always_divides(features, groups):
-    norm = group_norm(features)
+def test_fitting_norm_always_divides(features, groups):
+    norm = fitting_norm(features)
     assert norm.num_groups == groups
     assert features % norm.num_groups == 0
 
 
-def test_group_norm_is_float32_and_matches_its_definition():
+def test_fitting_norm_is_float32_and_matches_its_definition():
     x = 3.0 + 2.0 * normal(0, 2, 3, 5, 8)
-    params = randomised(group_norm(8), x)
-    y = run(group_norm(8), params, x.astype(jnp.bfloat16))
+    params = randomised(fitting_norm(8), x)
+    y = run(fitting_norm(8), params, x.astype(jnp.bfloat16))
     assert y.dtype == jnp.float32
 
     grouped = np.asarray(x.astype(jnp.bfloat16), np.float64).reshape(2, 15, 2, 4)
@@ -66,7 +66,7 @@ def test_res_block_matches_its_formula(features):
         return h + kernel["bias"]
 
     def norm(params, h):
-        return run(group_norm(h.shape[-1]), params, h)
+        return run(fitting_norm(h.shape[-1]), params, h)
 
     h = convolve(p["conv_in"], jax.nn.silu(norm(p["norm_in"], x)))
     dense = p["norm_out"]["modulation"]

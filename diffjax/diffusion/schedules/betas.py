@@ -5,7 +5,7 @@ counts from zero, entry i - 1) belongs to t = i / T. In between, alpha^2 and sig
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,32 +16,44 @@ from diffjax.diffusion.schedules.base import Coeffs, Schedule
 
 def ddpm(
     *,
-    betas: str = "linear",
+    betas: str | Sequence[float] = "linear",
     beta_start: float = 1e-4,
     beta_end: float = 0.02,
     num_steps: int = 1000,
     zero_terminal_snr: bool = False,
+    least_signal: float = 0.0,
 ) -> Schedule:
     """The discrete process of DDPM (Ho et al., 2020), `alpha_i^2 = prod_{j <= i} (1 - beta_j)`.
 
     Args:
       betas: "linear" (DDPM, DiT), "scaled_linear" (Stable Diffusion: the square root is linear, from 0.00085
-        to 0.012), or "cosine" (Nichol and Dhariwal, 2021; beta_start and beta_end do not count).
+        to 0.012), or "cosine" (Nichol and Dhariwal, 2021; beta_start and beta_end do not count); or all of
+        them, `num_steps` numbers.
       beta_start: the first beta.
       beta_end: the last.
       num_steps: T.
       zero_terminal_snr: rescale alpha so that nothing of the signal is left at t = 1 (Lin et al., 2024).
         There eps and x_T are the same, so v or x0 must be predicted.
+      least_signal: alpha^2 at t = 1 is at least this; for solvers in sigma / alpha (diffusers: 2^-24).
     """
-    if betas not in BETAS:
+    if isinstance(betas, str) and betas not in BETAS:
         raise ValueError(f"betas is {betas!r}; expected one of {', '.join(BETAS)}")
+    if not isinstance(betas, str) and len(betas) != num_steps:
+        raise ValueError(f"betas are {len(betas)} numbers; expected num_steps of them, {num_steps}")
+    if not 0.0 <= least_signal < 1.0:
+        raise ValueError(f"least_signal is {least_signal}; expected a number in [0, 1)")
     if not 0.0 < beta_start <= beta_end < 1.0 or num_steps < 1:
         raise ValueError(
             "expected 0 < beta_start <= beta_end < 1 and num_steps >= 1, not "
             f"{beta_start}, {beta_end}, {num_steps}"
         )
-    values = BETAS[betas](beta_start, beta_end, num_steps)
-    return from_betas(rescale_zero_terminal_snr(values) if zero_terminal_snr else values)
+    values = (
+        np.asarray(betas) if not isinstance(betas, str) else BETAS[betas](beta_start, beta_end, num_steps)
+    )
+    values = rescale_zero_terminal_snr(values) if zero_terminal_snr else values
+    if least_signal:
+        values = np.append(values[:-1], min(values[-1], 1.0 - least_signal / np.prod(1.0 - values[:-1])))
+    return from_betas(values)
 
 
 def from_betas(betas: np.ndarray) -> Schedule:

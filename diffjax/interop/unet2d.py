@@ -1,0 +1,450 @@
+"""Stable Diffusion, DeepFloyd IF, ADM and DDPM: UNet2DConditionModel and UNet2DModel of diffusers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffjax.errors import UserError
+from diffjax.interop.families import Family, number, require
+from diffjax.interop.rows import Row
+from diffjax.interop.store import Store
+from diffjax.models.unet2d import UNet2D
+from diffjax.nn.conditioning import Cond
+
+_BLOCKS = {  # attention, and what changes the resolution; None: what the configuration says for all of them
+    "DownBlock2D": ("", "conv"),
+    "ResnetDownsampleBlock2D": ("", "block"),
+    "AttnDownBlock2D": ("self", None),
+    "CrossAttnDownBlock2D": ("transformer", "conv"),
+    "SimpleCrossAttnDownBlock2D": ("joint", "block"),
+}
+_MIDDLES = {  # residual blocks, and the attention between them
+    "UNetMidBlock2DCrossAttn": (2, "transformer"),
+    "UNetMidBlock2DSimpleCrossAttn": (2, "joint"),
+    "UNetMidBlock2D": (1, ""),
+    None: (0, ""),
+}
+_RESAMPLE = {"conv": "conv", "resnet": "block"}
+_MODULATIONS = {"default": "add", "scale_shift": "scale_shift"}
+_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "relu": "relu", "swish": "silu"}
+_VECTOR_ACTIVATIONS = {None: "identity", **_ACTIVATIONS}
+_MOST_BLOCKS = 64  # of a level
+
+
+def _get(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    value = config.get(key)
+    return default if value is None else value
+
+
+def _choice(config: Mapping[str, Any], key: str, table: Mapping[Any, Any], default: Any) -> Any:
+    value = config.get(key, default)
+    if not isinstance(value, str | None) or value not in table:
+        raise UserError(f"config.json: {key} is {value!r}; supported are {', '.join(map(str, table))}.")
+    return table[value]
+
+
+def _optional(config: Mapping[str, Any], key: str) -> int:
+    """A size, or 0 where it is absent or null."""
+    return 0 if config.get(key) is None else number(config, key)
+
+
+def _real(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = _get(config, key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1e6:
+        raise UserError(f"config.json: {key} is {value!r}; expected a number.")
+    return float(value)
+
+
+def _list(config: Mapping[str, Any], key: str, count: int, default: Any) -> list[Any]:
+    """What is said once for all levels, or for each."""
+    value = _get(config, key, default)
+    values = list(value) if isinstance(value, list | tuple) else [value] * count
+    if len(values) != count:
+        raise UserError(f"config.json: {key} is {value!r}; expected one entry or {count}.")
+    return values
+
+
+def _numbers(config: Mapping[str, Any], key: str, count: int, default: Any) -> tuple[int, ...]:
+    return tuple(number({key: value}, key) for value in _list(config, key, count, default))
+
+
+def _depths(config: Mapping[str, Any], key: str, blocks: Sequence[int]) -> tuple[Any, ...]:
+    """Transformer layers of each level; where they are said for its blocks, of each of them."""
+    return tuple(
+        _numbers({key: given}, key, count, None)
+        if isinstance(given, list | tuple)
+        else number({key: given}, key)
+        for given, count in zip(_list(config, key, len(blocks), 1), blocks, strict=True)
+    )
+
+
+def _kinds(types: Sequence[str], way: str, resample: str) -> list[tuple[str, str]]:
+    """Attention and resampling of the levels whose blocks are of these types."""
+    table = {name.replace("Down", way): kind for name, kind in _BLOCKS.items()}
+    table |= {f"UNetRes{name}": kind for name, kind in table.items()}  # as they were called once
+    found = [_choice({"block type": name}, "block type", table, None) for name in types]
+    return [(attention, how or resample) for attention, how in found]
+
+
+def _common(
+    config: Mapping[str, Any], *, resample: str = "conv", up_resample: str = "conv"
+) -> dict[str, Any]:
+    """The attributes that networks of both classes have."""
+    keys = ("block_out_channels", "down_block_types", "up_block_types")
+    channels, down, up = (config.get(key) for key in keys)
+    if not all(isinstance(value, list | tuple) and 1 <= len(value) <= 16 for value in (channels, down, up)):
+        raise UserError(f"config.json: expected {', '.join(keys)} of up to 16 levels.")
+    count = len(channels)
+    if len(down) != count or len(up) != count:
+        raise UserError(f"config.json: {', '.join(keys)} have different lengths.")
+    require(config, time_embedding_type="positional", center_input_sample=False)
+    require(config, freq_shift=(0, 1), downsample_padding=(0, 1), flip_sin_to_cos=(True, False))
+    require(config, class_embed_type=("timestep", "projection"))
+    blocks = _numbers(config, "layers_per_block", count, 2)
+    if max(blocks) > _MOST_BLOCKS:
+        raise UserError(f"config.json: layers_per_block is {max(blocks)}; expected up to {_MOST_BLOCKS}.")
+    kinds, up_kinds = _kinds(down, "Down", resample), _kinds(up[::-1], "Up", up_resample)
+    attention, resampling = zip(*kinds, strict=True)
+    up_attention, up_resampling = zip(*up_kinds, strict=True)
+    return {
+        "channels": _numbers(config, "block_out_channels", count, None),
+        "blocks": blocks,
+        "attention": attention,
+        "resample": resampling,
+        "up_attention": up_attention if up_attention != attention else (),
+        "up_resample": up_resampling if up_resampling != resampling else (),
+        "down_padding": int(_get(config, "downsample_padding", 1)),
+        "middle_divisor": _real(config, "mid_block_scale_factor", 1.0),
+        "modulation": _choice(config, "resnet_time_scale_shift", _MODULATIONS, "default"),
+        "activation": _choice(config, "act_fn", _ACTIVATIONS, "silu"),
+        "groups": number(config, "norm_num_groups", 32),
+        "epsilon": _real(config, "norm_eps", 1e-5),
+        "embed": _optional(config, "time_embedding_dim"),
+        "sine_first": not _get(config, "flip_sin_to_cos", True),
+        "shift": int(_get(config, "freq_shift", 0)),
+        "aug_level": config.get("class_embed_type") == "timestep",
+        "classes": 0 if config.get("class_embed_type") else _optional(config, "num_class_embeds"),
+        "dropout": _real(config, "dropout", 0.0),
+    }
+
+
+def _build(config: Mapping[str, Any], store: Store) -> UNet2D:
+    """Of a UNet2DModel."""
+    require(config, class_embed_type="timestep", act_fn=("silu", "swish"))
+    ways = (_choice(config, key, _RESAMPLE, "conv") for key in ("downsample_type", "upsample_type"))
+    common = _common(config, **dict(zip(("resample", "up_resample"), ways, strict=True)))
+    if not {*common["attention"], *common["up_attention"]} <= {"", "self"}:
+        raise UserError("config.json: has blocks that attend to text; a UNet2DModel is told none.")
+    middles = {"UNetMidBlock2D": (2, "self" if _get(config, "add_attention", True) else ""), None: (0, "")}
+    middle_blocks, middle = _choice(config, "mid_block_type", middles, "UNetMidBlock2D")
+    one_head = "attention_head_dim" in config and config["attention_head_dim"] is None
+    width = number(config, "attention_head_dim", 8)
+    groups = _optional(config, "attn_norm_num_groups")
+    return UNet2D(
+        in_channels=number(config, "in_channels", 3),
+        out_channels=number(config, "out_channels", 3),
+        heads=tuple(1 if one_head else max(1, channels // width) for channels in common["channels"]),
+        middle_blocks=middle_blocks,
+        middle_attention=middle,
+        middle_groups=groups or (0 if common["modulation"] == "scale_shift" else None),
+        **common,
+    )
+
+
+def _build_conditional(config: Mapping[str, Any], store: Store) -> UNet2D:
+    """Of a UNet2DConditionModel."""
+    require(config, dual_cross_attention=False, attention_type="default", class_embeddings_concat=False)
+    require(config, conv_in_kernel=3, conv_out_kernel=3, timestep_post_act=None, num_attention_heads=None)
+    require(config, encoder_hid_dim_type="text_proj", cross_attention_norm="group_norm")
+    require(config, addition_embed_type=("text", "text_time"))
+    common = _common(config)
+    blocks, count = common["blocks"], len(common["blocks"])
+    middle_blocks, middle = _choice(config, "mid_block_type", _MIDDLES, "UNetMidBlock2DCrossAttn")
+    levels = [*zip(common["attention"], common["up_attention"] or common["attention"], strict=True)]
+    levels[-1] += (middle,)
+
+    heads = []
+    given = _numbers(config, "attention_head_dim", count, 8)
+    for width, value, kinds in zip(common["channels"], given, levels, strict=True):
+        # Despite its name it is the number of heads where there are transformer layers.
+        numbers = {value if kind == "transformer" else max(1, width // value) for kind in kinds if kind}
+        if len(numbers) > 1:
+            raise UserError("config.json: has unequal numbers of heads at one resolution.")
+        heads.append(numbers.pop() if numbers else 1)
+
+    # Only these blocks heed the two settings; here all blocks do.
+    ways = ("attention", "resample"), ("up_attention", "up_resample")
+    kinds = [kind for a, r in ways for kind in zip(common[a], common[r] or common["resample"], strict=False)]
+    heeding = {how == "block" and kind != "self" for kind, how in kinds}
+    divisor = _real(config, "resnet_out_scale_factor", 1.0) if True in heeding else 1.0
+    heeding_skip = heeding | ({middle == "joint"} if middle_blocks else set())
+    skip = _get(config, "resnet_skip_time_act", False) and True in heeding_skip
+    if (divisor != 1.0 and len(heeding) > 1) or (skip and len(heeding_skip) > 1):
+        raise UserError("config.json: resnet_out_scale_factor or resnet_skip_time_act hold for a part only.")
+
+    only = _get(config, "only_cross_attention", False)
+    middle_only = _get(config, "mid_block_only_cross_attention", only is True)
+    text_only = tuple(value is True for value in _list(config, "only_cross_attention", count, False))
+    contexts = {*_numbers(config, "cross_attention_dim", count, 1280)}
+    if len(contexts) > 1:
+        raise UserError(f"config.json: cross_attention_dim is {contexts}; expected one width for all.")
+    (context,) = contexts
+    projected = _optional(config, "encoder_hid_dim")
+    added, classed = config.get("addition_embed_type"), config.get("class_embed_type")
+    if added == "text_time" and classed == "projection":
+        raise UserError("config.json: text_time together with a class_embed_type of projection.")
+    pooled = added == "text_time" or classed == "projection"
+    every = {kind for kinds in levels for kind in kinds}
+    depth = _depths(config, "transformer_layers_per_block", blocks)
+    reverse = config.get("reverse_transformer_layers_per_block")
+    up_depth = _depths({"reverse": reverse[::-1]}, "reverse", [n + 1 for n in blocks]) if reverse else ()
+    return UNet2D(
+        in_channels=number(config, "in_channels", 4),
+        out_channels=number(config, "out_channels", 4),
+        heads=tuple(heads),
+        depth=depth,
+        up_depth=up_depth,
+        text_only=text_only if any(text_only) else (),
+        middle_blocks=middle_blocks,
+        middle_attention=middle,
+        middle_depth=depth[-1] if isinstance(depth[-1], int) else depth[-1][0],
+        middle_text_only=middle == "joint" and middle_only is True,
+        divisor=divisor,
+        vector_activation=_choice(config, "time_embedding_act_fn", _VECTOR_ACTIVATIONS, None),
+        block_activation="identity" if skip else None,
+        pooled_embed=number(config, "projection_class_embeddings_input_dim") if pooled else 0,
+        size_embed=number(config, "addition_time_embed_dim") if added == "text_time" else 0,
+        guidance_embed=_optional(config, "time_cond_proj_dim"),
+        text_embed=(projected or context) if every & {"joint", "transformer"} or added == "text" else 0,
+        context=context if projected else 0,
+        text_groups=32 if config.get("cross_attention_norm") and "joint" in every else 0,
+        pooling_heads=number(config, "addition_embed_type_num_heads", 64) if added == "text" else 0,
+        linear_projection=_get(config, "use_linear_projection", False) is True,
+        **common,
+    )
+
+
+def _types(kinds: Sequence[str], resample: Sequence[str], way: str) -> tuple[list[str], str]:
+    """The types of levels' blocks, and what resampling is called where they attend to themselves."""
+    names = {kind: name.replace("Down", way) for name, kind in _BLOCKS.items()}
+    keys = [(kind, None if kind == "self" else how) for kind, how in zip(kinds, resample, strict=True)]
+    ways = {how for kind, how in zip(kinds, resample, strict=True) if kind == "self"}
+    if not {*keys} <= {*names} or len(ways) > 1:
+        raise UserError(f"diffusers has no blocks for attention {kinds} with resample {resample}.")
+    return [names[key] for key in keys], "resnet" if "block" in ways else "conv"
+
+
+def _shared_config(network: UNet2D) -> dict[str, Any]:
+    """What the configurations of both classes say."""
+    down, down_type = _types(network.attention, network.resample, "Down")
+    up_kinds = network.up_attention or network.attention, network.up_resample or network.resample
+    up, up_type = _types(*up_kinds, "Up")
+    modulations = {ours: theirs for theirs, ours in _MODULATIONS.items()}
+    return {
+        "in_channels": network.in_channels,
+        "out_channels": network.out_channels,
+        "block_out_channels": [*network.channels],
+        "layers_per_block": network.blocks[0] if len({*network.blocks}) == 1 else [*network.blocks],
+        "down_block_types": down,
+        "up_block_types": up[::-1],
+        "downsample_type": down_type,
+        "upsample_type": up_type,
+        "downsample_padding": network.down_padding,
+        "mid_block_scale_factor": network.middle_divisor,
+        "resnet_time_scale_shift": modulations[network.modulation],
+        "act_fn": network.activation,
+        "norm_num_groups": network.groups,
+        "norm_eps": network.epsilon,
+        "time_embedding_dim": network.embed or None,
+        "flip_sin_to_cos": not network.sine_first,
+        "freq_shift": network.shift,
+        "class_embed_type": "timestep" if network.aug_level else None,
+        "num_class_embeds": network.classes or None,
+        "dropout": network.dropout,
+    }
+
+
+def _config(network: UNet2D) -> dict[str, Any]:
+    """Of a UNet2DModel."""
+    widths = [
+        (channels, heads)
+        for channels, heads, *kinds in zip(
+            network.channels,
+            network.heads,
+            network.attention,
+            network.up_attention or network.attention,
+            ("",) * (len(network.channels) - 1) + (network.middle_attention,),
+            strict=True,
+        )
+        if any(kinds)
+    ]
+    one_head = all(heads == 1 for _, heads in widths)
+    sizes = {None} if one_head else {channels // heads for channels, heads in widths}
+    if len(sizes) > 1 or network.text_embed or network.pooled_embed or network.guidance_embed:
+        raise UserError("a UNet2DModel has heads of one width, and is told neither text nor guidance.")
+    return _shared_config(network) | {
+        "mid_block_type": "UNetMidBlock2D" if network.middle_blocks else None,
+        "add_attention": bool(network.middle_attention),
+        "attention_head_dim": sizes.pop(),
+        "attn_norm_num_groups": network.middle_groups or None,
+    }
+
+
+def _config_conditional(network: UNet2D) -> dict[str, Any]:
+    """Of a UNet2DConditionModel."""
+    shared = _shared_config(network)
+    if "resnet" in (shared.pop("downsample_type"), shared.pop("upsample_type")):
+        raise UserError("a UNet2DConditionModel with self-attention alone resamples by convolutions.")
+    middles = {ours: theirs for theirs, ours in _MIDDLES.items()}
+    kinds = zip(network.attention, network.up_attention or network.attention, strict=True)
+    levels = [{*pair} for pair in kinds]
+    levels[-1].add(network.middle_attention)
+    heads = [
+        count if "transformer" in kinds else width // count
+        for width, count, kinds in zip(network.channels, network.heads, levels, strict=True)
+    ]
+    activations = {ours: theirs for theirs, ours in _VECTOR_ACTIVATIONS.items() if theirs != "swish"}
+    added = "text_time" if network.size_embed else "text" if network.pooling_heads else None
+    return shared | {
+        "mid_block_type": middles[network.middle_blocks, network.middle_attention],
+        "attention_head_dim": heads,
+        "transformer_layers_per_block": [*network.depth] or 1,
+        "reverse_transformer_layers_per_block": [*network.up_depth[::-1]] or None,
+        "only_cross_attention": [*network.text_only] or False,
+        "mid_block_only_cross_attention": network.middle_text_only,
+        "resnet_out_scale_factor": network.divisor,
+        "resnet_skip_time_act": network.block_activation == "identity",
+        "time_embedding_act_fn": activations[network.vector_activation],
+        "class_embed_type": shared["class_embed_type"]
+        or ("projection" if network.pooled_embed and not network.size_embed else None),
+        "addition_embed_type": added,
+        "addition_embed_type_num_heads": network.pooling_heads or 64,
+        "addition_time_embed_dim": network.size_embed or None,
+        "projection_class_embeddings_input_dim": network.pooled_embed or None,
+        "time_cond_proj_dim": network.guidance_embed or None,
+        "encoder_hid_dim": network.text_embed if network.context else None,
+        "encoder_hid_dim_type": "text_proj" if network.context else None,
+        "cross_attention_dim": network.context or network.text_embed or 1280,
+        "cross_attention_norm": "group_norm" if network.text_groups else None,
+        "use_linear_projection": network.linear_projection,
+    }
+
+
+def _rows(network: UNet2D) -> Iterator[Row]:
+    count = len(network.channels)
+
+    def block(theirs: str, ours: str, *, skip: bool = False) -> Iterator[Row]:
+        inner = "norm_out/" if network.modulation == "scale_shift" else ""
+        yield Row(f"{theirs}.norm1", f"{ours}/norm_in", "norm")
+        yield Row(f"{theirs}.norm2", f"{ours}/norm_out" + ("/norm" if inner else ""), "norm")
+        yield Row(f"{theirs}.time_emb_proj", f"{ours}/{inner}modulation")
+        pairs = {"conv1": "conv_in", "conv2": "conv_out"} | ({"conv_shortcut": "skip"} if skip else {})
+        yield from (Row(f"{theirs}.{a}", f"{ours}/{b}", "conv") for a, b in pairs.items())
+
+    def attention(
+        theirs: str, ours: str, kind: str, text_only: bool, groups: int, depth: int
+    ) -> Iterator[Row]:
+        dense = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
+        if kind == "transformer":
+            projection = "dense" if network.linear_projection else "pointwise"
+            yield Row(f"{theirs}.norm", f"{ours}/norm", "norm")
+            yield from (Row(f"{theirs}.proj_{name}", f"{ours}/{name}", projection) for name in ("in", "out"))
+            layer, layers = f"{theirs}.transformer_blocks.{{i}}", f"{ours}/layers"
+            for i, name in enumerate(("attention", "cross_attention"), start=1):
+                yield from (Row(f"{layer}.attn{i}.{a}", f"{layers}/{name}/{b}") for a, b in dense.items())
+            for i, name in enumerate(("attention", "cross", "mlp"), start=1):
+                yield Row(f"{layer}.norm{i}", f"{layers}/norm_{name}", "norm")
+            for i, name in enumerate(("in", "gate")):
+                yield Row(f"{layer}.ff.net.0.proj", f"{layers}/mlp/{name}", chunk=(i, 2))
+            yield Row(f"{layer}.ff.net.2", f"{layers}/mlp/out")
+        elif kind:
+            if groups:
+                yield Row(f"{theirs}.group_norm", f"{ours}/norm", "norm")
+            if kind == "joint":
+                if network.text_groups:
+                    yield Row(f"{theirs}.norm_cross", f"{ours}/text_norm", "norm")
+                own = {} if text_only else dense
+                dense = {**dense, **own, "add_k_proj": "text_key", "add_v_proj": "text_value"}
+                if text_only:
+                    del dense["to_k"], dense["to_v"]
+            yield from (Row(f"{theirs}.{a}", f"{ours}/{b}") for a, b in dense.items())
+
+    def mlp(theirs: str, ours: str) -> Iterator[Row]:
+        yield from (Row(f"{theirs}.linear_{i}", f"{ours}/{name}") for i, name in ((1, "in"), (2, "out")))
+
+    yield Row("conv_in", "in", "conv")
+    yield from mlp("time_embedding", "noise_level/mlp")
+    if network.guidance_embed:
+        yield Row("time_embedding.cond_proj", "guidance")
+    if network.aug_level:
+        yield from mlp("class_embedding", "aug_level/mlp")
+    if network.classes:
+        yield Row("class_embedding", "label/table", "embed")
+    if network.pooled_embed:
+        yield from mlp("add_embedding" if network.size_embed else "class_embedding", "pooled")
+    if network.pooling_heads:
+        pooling = {"proj": "out", "pool.q_proj": "query", "pool.k_proj": "key", "pool.v_proj": "value"}
+        yield from (Row(f"add_embedding.{a}", f"text_pooling/{b}") for a, b in pooling.items())
+        norms = {"norm1": "norm_in", "norm2": "norm_out"}
+        yield from (Row(f"add_embedding.{a}", f"text_pooling/{b}", "norm") for a, b in norms.items())
+        yield Row("add_embedding.pool.positional_embedding", "text_pooling/position", "raw")
+    if network.context:
+        yield Row("encoder_hid_proj", "text")
+
+    only = network.text_only or (False,) * count
+    for up in (False, True):
+        kinds = (network.up_attention if up else ()) or network.attention
+        resample = (network.up_resample if up else ()) or network.resample
+        way, last = ("up", 0) if up else ("down", count - 1)
+        for i, depths in enumerate(network.depths(up=up)):
+            level = f"{way}_blocks.{count - 1 - i if up else i}"
+            for j, depth in enumerate(depths):
+                skip = up or (i > 0 and j == 0 and network.channels[i] != network.channels[i - 1])
+                yield from block(f"{level}.resnets.{j}", f"{way}_{i}_{j}", skip=skip)
+                theirs, ours = f"{level}.attentions.{j}", f"{way}_{i}_{j}_attention"
+                yield from attention(theirs, ours, kinds[i], only[i], network.groups, depth)
+            sampler = f"{level}.{way}samplers.0"
+            if i != last and resample[i] == "block":
+                yield from block(sampler, f"{way}_{i}")
+            elif i != last:
+                yield Row(f"{sampler}.conv", f"{way}_{i}/conv", "conv")
+    for j in range(network.middle_blocks):
+        yield from block(f"mid_block.resnets.{j}", f"middle_{j}")
+    kind, groups = network.middle_attention, network.groups
+    if kind == "self" and network.middle_groups is not None:
+        groups = network.middle_groups
+    names = "mid_block.attentions.0", "middle_attention"
+    yield from attention(*names, kind, network.middle_text_only, groups, network.middle_depth)
+    yield Row("conv_norm_out", "norm_out", "norm")
+    yield Row("conv_out", "out", "conv")
+
+
+def _example(network: UNet2D) -> tuple[Any, ...]:
+    side = 2 ** (len(network.channels) - 1)
+    one = jnp.ones(1)
+    pooled, sizes = network.pooled_embed, 1 if network.size_embed else 0
+    cond = Cond(
+        text=jnp.zeros((1, 1, network.text_embed)) if network.text_embed else None,
+        pooled=jnp.zeros((1, pooled - sizes * network.size_embed)) if pooled else None,
+        aug_level=one,
+        label=jnp.zeros(1, jnp.int32),
+        size=jnp.zeros((1, sizes)),
+        guidance=one,
+    )
+    return jnp.zeros((1, side, side, network.in_channels)), one, cond
+
+
+# What the layers of attention over feature maps were called once.
+_ALIASES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+FAMILIES = {
+    name: Family(
+        name, "diffusers", build, config, lambda network: [*_rows(network)], _example, aliases=_ALIASES
+    )
+    for name, build, config in (
+        ("UNet2DModel", _build, _config),
+        ("UNet2DConditionModel", _build_conditional, _config_conditional),
+    )
+}
