@@ -16,7 +16,15 @@ from ml_collections import ConfigDict
 from diffjax import config as configs
 from diffjax import stage as stages
 from diffjax.errors import UserError
-from diffjax.experiment import build_encoder, build_sampler, build_stage, check_sampler, null_zeros, to_cond
+from diffjax.experiment import (
+    build_encoder,
+    build_sampler,
+    build_stage,
+    check_sampler,
+    null_zeros,
+    to_cond,
+    with_text_length,
+)
 from diffjax.latents import Codec, open_codec
 from diffjax.nn.conditioning import Cond
 from diffjax.parallel.mesh import batch_sharding, make_mesh
@@ -44,7 +52,7 @@ class TrainedStage:
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """Stages in the order in which they are sampled, and the text encoder that they share, if they have one."""
+    """Stages in the order in which they are sampled, and the text encoder that they share, if any."""
 
     stages: tuple[TrainedStage, ...]
     encoder: TextEncoder | None
@@ -69,15 +77,18 @@ def open_cascade(config: ConfigDict, workdir: Path) -> Cascade:
         raise UserError("the configuration names no stages.")
     mesh = make_mesh(**config.mesh)
     # A stage of public weights that is given no folder is left out, unless that leaves none.
-    given = [name for name, entry in config.stages.items() if entry.get("public", {"init_from": "-"})["init_from"]]
+    given = [
+        name for name, entry in config.stages.items() if entry.get("public", {"init_from": "-"})["init_from"]
+    ]
     names = given or list(config.stages)
     trained = {name: _stage_config(config, name, workdir) for name in names}
     order = _chain({name: (c.resolution, c.low_res.resolution) for name, c in trained.items()})
     texts = {name: (trained[name].text.encoder, trained[name].text.length) for name in order}
     if len(set(texts.values())) > 1:
         raise UserError(f"the stages were trained with different text encoders or lengths: {texts}.")
+    encoder = build_encoder(trained[order[0]], mesh)
+    trained = {name: with_text_length(stage, encoder) for name, stage in trained.items()}
     first = trained[order[0]]
-    encoder = build_encoder(first)
     widths = {}
     if encoder is not None:
         example = encoder.encode([""], length=first.text.length)

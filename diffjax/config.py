@@ -52,7 +52,9 @@ def stage_config() -> ConfigDict:
         }
     )
     # What stands for no text: "learned": a part of the network; "empty": the empty caption; "zeros".
-    config.text = ConfigDict({"encoder": "minilm", "folder": "", "length": 32, "drop": 0.1, "null": "learned"})
+    config.text = ConfigDict(
+        {"encoder": "minilm", "folder": "", "length": 32, "drop": 0.1, "null": "learned"}
+    )
     config.model = ConfigDict({"name": "unet"})  # further keys: the network's attributes
     config.diffusion = ConfigDict(
         {
@@ -197,7 +199,7 @@ def tiny(config: ConfigDict, *, resolution: int = 16, **model: Any) -> ConfigDic
 def check_stage(config: ConfigDict) -> None:
     """Refuse a stage whose numbers do not fit together, before anything is compiled."""
     resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
-    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "log_every", "text.length")
+    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "log_every")
     positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
     for key in positive:
         value: Any = config
@@ -205,6 +207,8 @@ def check_stage(config: ConfigDict) -> None:
             value = value[part]
         if value < 1:
             raise UserError(f"{key}={value}; expected at least 1.")
+    if config.text.length < (0 if config.text.encoder == "public" else 1):
+        raise UserError(f"text.length={config.text.length}; expected at least 1.")
     if low_res and (low_res < 0 or low_res >= resolution or resolution % low_res):
         raise UserError(f"low_res.resolution={low_res} must divide resolution={resolution}, and be smaller.")
     if crop and (not 0 < crop <= resolution or (low_res and crop % (resolution // low_res))):

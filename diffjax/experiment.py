@@ -10,14 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import stage as stages
 from diffjax.config import check_stage, nearest
 from diffjax.data.emoji import load_emoji
+from diffjax.data.folder import load_folder
 from diffjax.data.loader import make_loader
 from diffjax.data.source import Source
-from diffjax.data.transforms import random_crop, resize
+from diffjax.data.tfds import load_tfds
+from diffjax.data.transforms import random_crop, random_flip, resize
 from diffjax.diffusion import (
     couplings,
     grids,
@@ -35,13 +38,15 @@ from diffjax.diffusion import (
 from diffjax.diffusion.losses import BatchLoss
 from diffjax.diffusion.resampling import LossHistory
 from diffjax.errors import UserError
-from diffjax.interop.text import load_minilm
+from diffjax.interop.pipeline import open_pipeline
+from diffjax.interop.text import load_minilm, open_text_encoder
 from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d
 from diffjax.models.dit import DiT
 from diffjax.nn import magnitude
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import logical_axes, unbox
 from diffjax.nn.uncertainty import Uncertainty
+from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.text.cache import TextTable, embed_captions
 from diffjax.text.encoder import TextEncoder, TextStates
@@ -60,12 +65,12 @@ MODELS = {
 SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "dit": dit_sizes.SIZES,
     "unet": unet.SIZES,
-    "unet2d": unet2d.SIZES,
+    "unet2d": getattr(unet2d, "SIZES", {}),
     "edm2": edm2.SIZES,
     "mmdit": mmdit.SIZES,
     "flux": flux.SIZES,
 }
-SOURCES: dict[str, Callable[..., Any]] = {"emoji": load_emoji}
+SOURCES: dict[str, Callable[..., Any]] = {"emoji": load_emoji, "folder": load_folder, "tfds": load_tfds}
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"minilm": load_minilm}
 UNCERTAINTY = Uncertainty()
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -324,22 +329,65 @@ def build_source(data: ConfigDict, *, log: Log | None = None, split: str | None 
     """Open the pictures that `data` describes, or another split of the same."""
     load = choose(SOURCES, data.source, "data.source")
     split = split or data.split
-    num_concepts = data.num_concepts if split == data.split and data.num_concepts else None
+    settings = {
+        "num_concepts": data.num_concepts if split == data.split and data.num_concepts else None,
+        "folder": data.folder,
+        "dataset": data.name,
+        "data_dir": data.folder or None,
+    }
+    asked = {key: settings[key] for key in inspect.signature(load).parameters if key in settings}
+    for key, name in (("folder", "data.folder"), ("dataset", "data.name")):
+        if key in asked and not asked[key]:
+            raise UserError(f"data.source={data.source!r} needs {name}: give --config.{name}=….")
     cache_dir = Path(data.cache_dir).expanduser()
-    return load(cache_dir, resolution=data.resolution, split=split, num_concepts=num_concepts, log=log)
+    return load(cache_dir, resolution=data.resolution, split=split, log=log, **asked)
 
 
-def build_encoder(config: ConfigDict) -> TextEncoder | None:
-    """Load the frozen text encoder of a stage; None if it is not conditioned on text."""
+def build_encoder(config: ConfigDict, mesh: Mesh | None = None) -> TextEncoder | None:
+    """Load the frozen text encoder of a stage; None if it is not conditioned on text.
+
+    Args:
+      config: the stage's configuration.
+      mesh: over which the parameters of a public encoder are divided.
+    """
     if "text" not in config.conditions:
         return None
     text = config.text
-    encoder = choose(ENCODERS, text.encoder, "text.encoder")()
+    if text.encoder == "public":
+        encoder: Any = _public_encoder(config, mesh)
+    else:
+        encoder = choose(ENCODERS, text.encoder, "text.encoder")()
     if text.length > encoder.max_length:
         raise UserError(
             f"text.length={text.length}, but {text.encoder} reads at most {encoder.max_length} tokens."
         )
     return encoder
+
+
+def _public_encoder(config: ConfigDict, mesh: Mesh | None) -> Any:
+    if not config.text.folder:
+        raise UserError(
+            "text.encoder='public' needs a folder: give --config.text.folder=FOLDER, a checkpoint of diffusers "
+            "with its text encoders."
+        )
+    folder = Path(config.text.folder).expanduser()
+    kind = open_pipeline(folder).kind.name
+
+    def place(shapes: Any, axes: Any) -> Any:
+        return None if mesh is None else param_shardings(mesh, Rules(), shapes, axes)
+
+    names = {"sd": "sd15", "if_super_resolution": "if"}
+    dtype = choose(DTYPES, config.dtype, "dtype")
+    return open_text_encoder(folder, names.get(kind, kind), dtype=dtype, place=place if mesh else None)
+
+
+def with_text_length(config: ConfigDict, encoder: TextEncoder | None) -> ConfigDict:
+    """The configuration with the number of tokens that a public encoder's pipeline uses, where it is 0."""
+    if encoder is None or config.text.length:
+        return config
+    config = config.copy_and_resolve_references()
+    config.text.length = getattr(encoder, "length", encoder.max_length)
+    return config
 
 
 def build_text_table(
@@ -361,7 +409,7 @@ def text_widths(text: TextTable | None) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class AddText:
-    """A transform that adds a picture's encoded caption; with chance `drop`, that of the empty caption or zeros.
+    """A transform that adds a picture's encoded caption; with chance `drop`, the empty one's or zeros.
 
     It has the method of grain's `RandomMap`: which captions are dropped depends on the seed and the element's
     place in the order alone.
@@ -392,7 +440,9 @@ def build_loader(config: ConfigDict, source: Source, table: TextTable | None) ->
         drop = 0.0 if config.text.null == "learned" else config.text.drop
         transforms.append(AddText(source.captions, table, drop, zeros=config.text.null == "zeros"))
     if "label" in config.conditions:
-        transforms.append(lambda element: {**element, "label": np.int32(source.labels[int(element["index"])])})
+        transforms.append(
+            lambda element: {**element, "label": np.int32(source.labels[int(element["index"])])}
+        )
     return make_loader(
         source,
         batch_size=config.batch_size // jax.process_count(),
@@ -409,7 +459,9 @@ def null_zeros(cond: Cond) -> Cond:
     return cond._replace(text=np.zeros_like(cond.text), pooled=np.zeros_like(cond.pooled))
 
 
-def to_cond(text: TextTable | TextStates | None, captions: Sequence[str] = (), labels: Sequence[int] = ()) -> Cond:
+def to_cond(
+    text: TextTable | TextStates | None, captions: Sequence[str] = (), labels: Sequence[int] = ()
+) -> Cond:
     """The conditions of examples.
 
     Args:

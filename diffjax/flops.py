@@ -99,7 +99,8 @@ def _operations(equation: Any) -> Flops:
     elif name == "pallas_call":
         times = math.prod(params["grid_mapping"].grid)
     elif name == "shard_map":
-        times = math.prod(params["mesh"].shape[axis] for axis in params["manual_axes"])
+        (axes,) = (value for key, value in params.items() if key.endswith("manual_axes"))
+        times = math.prod(params["mesh"].shape[axis] for axis in axes)
     return Flops(*(times * sum(kind) for kind in zip(*counts, strict=True)))
 
 

@@ -23,7 +23,7 @@ class Codec:
     """An autoencoder with its parameters, as two compiled functions.
 
     Attributes:
-      encode: `(pixels uint8 [batch, h, w, 3], key) -> latents [batch, h / scale, w / scale, channels]`, a draw.
+      encode: `(pixels, key) -> latents`, a draw; uint8 `[batch, h, w, 3]`, float32 `[batch, h / scale, …]`.
       decode: latents to images in [-1, 1].
     """
 

@@ -8,7 +8,6 @@ import jax
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from diffjax.config import nearest
 from diffjax.errors import UserError
 from diffjax.experiment import MODELS, StageModel
 from diffjax.interop.denoisers import FAMILIES
@@ -54,7 +53,9 @@ def adopt_sampler(settings: ConfigDict, config: ConfigDict) -> ConfigDict:
     if not public:
         return settings
     if not config.init_from:
-        raise UserError(f"a sampler's {public[0]} is 'public', but the stage comes from no public checkpoint.")
+        raise UserError(
+            f"a sampler's {public[0]} is 'public', but the stage comes from no public checkpoint."
+        )
     own = _pipeline(config).sampler(settings.num_steps, resolution=config.resolution)
     settings = settings.copy_and_resolve_references()
     with settings.unlocked():
@@ -87,7 +88,10 @@ def read_params(config: ConfigDict, model: StageModel, places: Any) -> Any:
     params = network.read(shardings=targets)
     if not within:
         return params
-    return {"net": params, "uncertainty": jax.jit(lambda key: model.init(key)["uncertainty"])(jax.random.key(0))}
+    return {
+        "net": params,
+        "uncertainty": jax.jit(lambda key: model.init(key)["uncertainty"])(jax.random.key(0)),
+    }
 
 
 def _pipeline(config: ConfigDict) -> Pipeline:
@@ -101,7 +105,9 @@ def _network(pipeline: Pipeline) -> Network:
 def _adopt_network(config: ConfigDict, network: Network) -> None:
     name = next((name for name, model in MODELS.items() if isinstance(network.module, model)), "")
     if not name:
-        raise UserError(f"{network.folder}: {network.family.name} has no entry among the models; {nearest('', MODELS)}")
+        raise UserError(
+            f"{network.folder}: a {network.family.name} is none of the models, {', '.join(MODELS)}."
+        )
     values = {
         field.name: getattr(network.module, field.name)
         for field in dataclasses.fields(network.module)
@@ -138,7 +144,7 @@ def _adopt_conditions(config: ConfigDict, pipeline: Pipeline) -> None:
         config.latent.scale, config.latent.folder = pipeline.scale, str(pipeline.component("vae").resolve())
     if kind.text_length:
         config.text.encoder, config.text.folder = "public", config.init_from
-        config.text.length = kind.text_length
+        config.text.length = 0  # what the pipeline gives its encoder
         config.text.null = "zeros" if pipeline.zero_null_text else "empty"
         further = {"sdxl": ("size",), "flux": ("guidance",) if pipeline.guidance_embedded else ()}
         config.conditions = ("text", *further.get(kind.name, ()))

@@ -193,7 +193,9 @@ def given_cond(stage: Stage, batch: dict[str, jax.Array], count: int, resolution
     """
     cond = Cond()
     if "text" in stage.conditions:
-        cond = cond._replace(text=batch["text"].astype(jnp.float32), mask=batch["mask"], pooled=batch["pooled"])
+        cond = cond._replace(
+            text=batch["text"].astype(jnp.float32), mask=batch["mask"], pooled=batch["pooled"]
+        )
     if "label" in stage.conditions:
         cond = cond._replace(label=batch["label"])
     return with_constants(stage, cond, count, resolution)

@@ -33,6 +33,7 @@ from diffjax.experiment import (
     check_sampler,
     null_zeros,
     text_widths,
+    with_text_length,
     to_cond,
 )
 from diffjax.latents import Codec, open_codec
@@ -87,7 +88,9 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
 
         # Pictures, captions and the network.
         source = build_source(config.data, log=print)
-        table = build_text_table(config, build_encoder(config), source.captions, log=print)
+        encoder = build_encoder(config, mesh)
+        config = with_text_length(config, encoder)
+        table = build_text_table(config, encoder, source.captions, log=print)
         loader = build_loader(config, source, table)
         model = build_stage(config, **text_widths(table))
         check_sampler(model.stage, preview_settings, "preview.sampler")
@@ -148,7 +151,8 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
                         )
                     batch = put_batch({name: a for name, a in next(loader).items() if name != "index"}, mesh)
                     if codec is not None:
-                        batch["latent"] = codec.encode(batch.pop("image"), jax.random.fold_in(latent_key, step))
+                        draw = jax.random.fold_in(latent_key, step)
+                        batch["latent"] = codec.encode(batch.pop("image"), draw)
                     state, metrics = update(state, batch, step_key)
                     unread.add(step + 1, metrics)
                     progress.advance(step + 1)
@@ -200,10 +204,11 @@ def make_preview(
     the real ones; the same seeds are used each time.
     """
     count = min(config.preview.count, len(source))
-    examples = [source[i * len(source) // count] for i in range(count)]
+    shown = [i * len(source) // count for i in range(count)]
+    examples = [source[i] for i in shown]
     factor = source.resolution // config.resolution
     real = np.stack([downsample(example.image, factor) for example in examples])
-    labels = [source.labels[i * len(source) // count] for i in range(count)] if "label" in config.conditions else []
+    labels = [source.labels[i] for i in shown] if "label" in config.conditions else []
     cond = to_cond(table, [example.caption for example in examples], labels)
     null = to_cond(table, [""] * count) if table is not None and config.text.null != "learned" else None
     if null is not None and config.text.null == "zeros":

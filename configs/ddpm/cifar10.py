@@ -6,8 +6,8 @@ Hardware:  published on a TPU v3-8; here not run in full
 Time:      not measured.
 Result:    not trained yet. Published FID-50K: 3.17.
 
-Linear betas, 1000 steps, eps with a plain squared error, Adam at a constant 2e-4 after 5000 steps of warm-up, gradients
-clipped at 1, batch 128, EMA 0.9999, dropout 0.1, horizontal flips, 800k steps.
+Linear betas, 1000 steps, eps with a plain squared error, Adam at a constant 2e-4 after 5000 steps of
+warm-up, gradients clipped at 1, batch 128, EMA 0.9999, dropout 0.1, horizontal flips, 800k steps.
 """
 
 from ml_collections import ConfigDict

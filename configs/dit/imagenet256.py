@@ -1,15 +1,17 @@
 """DiT on ImageNet at 256 px, in the latents of Stable Diffusion's autoencoder (Peebles and Xie, 2023).
 
 Command:   python -m diffjax.main --config=configs/dit/imagenet256.py:XL/2 --config.latent.folder=FOLDER
-           FOLDER: the vae/ of a Stable Diffusion 1.5 checkpoint; variants S/2, B/2, L/2, XL/2, and tiny, which
+           FOLDER: the vae/ of a Stable Diffusion 1.5 checkpoint; variants S/2, B/2, L/2, XL/2, and tiny,
+           which
            needs neither FOLDER nor ImageNet.
 Hardware:  published on TPU v3 pods; here not run at this size
 Time:      not measured.
-Result:    not trained yet. Published FID-50K of XL/2: 2.27 with guidance 1.5; of S/2, B/2, L/2 and XL/2 after
+Result:    not trained yet. Published FID-50K of XL/2: 2.27 with guidance 1.5; of S/2, B/2, L/2 and XL/2
+           after
            400k steps without guidance: 68.4, 43.5, 23.3, 19.5.
 
-Constants of the paper and its code: AdamW at a constant 1e-4 without warm-up, decay or clipping, batch 256, EMA
-0.9999, horizontal flips, classes dropped in 10 %, the variance learned, linear betas.
+Constants of the paper and its code: AdamW at a constant 1e-4 without warm-up, decay or clipping, batch
+256, EMA 0.9999, horizontal flips, classes dropped in 10 %, the variance learned, linear betas.
 """
 
 from ml_collections import ConfigDict
@@ -42,6 +44,6 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         threshold=ConfigDict({"name": "none"}),
     )
     if variant == "tiny":
-        small = {"patch": 4, "embed": 64, "depth": 2, "heads": 2, "classes": 10, "text": ""}
+        small = {"patch": 4, "embed": 64, "depth": 2, "heads": 2, "classes": 2000, "text": ""}
         tiny(config, **small)
     return config

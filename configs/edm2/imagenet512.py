@@ -1,17 +1,19 @@
 """EDM2 on ImageNet at 512 px, in latents (Karras et al., 2024).
 
 Command:   python -m diffjax.main --config=configs/edm2/imagenet512.py:s --config.latent.folder=FOLDER
-           FOLDER: the vae/ of a Stable Diffusion 1.5 checkpoint; variants xs, s, m, l, xl, xxl, and tiny, which
+           FOLDER: the vae/ of a Stable Diffusion 1.5 checkpoint; variants xs, s, m, l, xl, xxl, and
+           tiny, which
            needs neither FOLDER nor ImageNet.
 Hardware:  published on 32 A100; here not run at this size
 Time:      not measured.
-Result:    not trained yet. Published FID-50K without guidance: xs 3.53, s 2.56, m 2.25, l 2.06, xl 1.96, xxl 1.91.
+Result:    not trained yet. Published FID-50K without guidance: xs 3.53, s 2.56, m 2.25, l 2.06, xl 1.96,
+           xxl 1.91.
 
-Batch 2048, ln sigma ~ N(-0.4, 1.0), Adam (0.9, 0.99), the learning rate warmed up over 10 M images and falling with
-the square root of the step from 70,000 steps on, the uncertainty learned, EMA of relative width 0.1. The paper
-gives the learning rates of xs (0.012) and xxl (0.0065); those between are interpolated by the width here. Its
-latents are brought to standard deviation 0.5 by constants of each channel; here they have the usual scale, so
-sigma_data is 1.
+Batch 2048, ln sigma ~ N(-0.4, 1.0), Adam (0.9, 0.99), the learning rate warmed up over 10 M images and
+falling with the square root of the step from 70,000 steps on, the uncertainty learned, EMA of relative
+width 0.1. The paper gives the learning rates of xs (0.012) and xxl (0.0065); those between are
+interpolated by the width here. Its latents are brought to standard deviation 0.5 by constants of each
+channel; here they have the usual scale, so sigma_data is 1.
 """
 
 from ml_collections import ConfigDict
@@ -57,5 +59,5 @@ def get_config(variant: str = "s") -> ConfigDict:
     )
     if variant == "tiny":
         shape = {"channels": 16, "multipliers": (1, 2), "blocks": 1, "attention": (False, True)}
-        tiny(config, **shape, head_dim=16, classes=10)
+        tiny(config, **shape, head_dim=16, classes=2000)
     return config

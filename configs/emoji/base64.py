@@ -5,8 +5,8 @@ Hardware:  meant for one GPU or TPU with 40 GB or more; on several, `mesh.data` 
 Time:      not measured yet.
 Result:    not trained yet at this size; configs/quickstart.py is the one with measured results.
 
-Network, 10 % dropped text, cosine schedule and EMA after Imagen (Saharia et al., 2022), at half its width;
-batch and steps are smaller because there are 3,483 pictures rather than hundreds of millions.
+Network, 10 % dropped text, cosine schedule and EMA after Imagen (Saharia et al., 2022), at half its
+width; batch and steps are smaller because there are 3,483 pictures rather than hundreds of millions.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,9 @@ Hardware:  meant for one GPU or TPU with 40 GB or more; on several, `mesh.data` 
 Time:      not measured yet.
 Result:    not trained yet at this size; configs/quickstart.py is the one with measured results.
 
-It needs no base stage: in training it starts from real pictures, downsampled and noised. It can be trained
-before, after or beside configs/emoji/base64.py, on another machine. It sees random crops of 128 px.
+It needs no base stage: in training it starts from real pictures, downsampled and noised. It can be
+trained before, after or beside configs/emoji/base64.py, on another machine. It sees random crops of 128
+px.
 """
 
 from ml_collections import ConfigDict

@@ -1,12 +1,14 @@
 """Flow matching on CIFAR-10, without classes (Lipman et al., 2023; Tong et al., 2024).
 
 Command:   python -m diffjax.main --config=configs/flow/cifar10.py
-           variants: ot couples noise and images by minibatch optimal transport; tiny does not need CIFAR-10.
+           variants: ot couples noise and images by minibatch optimal transport; tiny does not need
+           CIFAR-10.
 Hardware:  not run in full here
 Time:      not measured.
 Result:    not trained yet. Published FID-50K of torchcfm's recipe: about 3.5.
 
-The straight path and its velocity; Adam at 2e-4 after 5000 steps of warm-up, batch 128, EMA 0.9999, 400k steps.
+The straight path and its velocity; Adam at 2e-4 after 5000 steps of warm-up, batch 128, EMA 0.9999,
+400k steps.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,10 @@
-"""Imagen's cascade: text to 64, 256 and 1024 px (Saharia et al., 2022), from stages that were trained apart.
+"""Imagen's cascade: text to 64, 256 and 1024 px (Saharia et al., 2022), from stages that were trained
+apart.
 
-Command:   python -m diffjax.main --config=configs/imagen/cascade.py --config.prompts="a lighthouse at dawn"
-           after configs/imagen/base64.py, sr256.py and sr1024.py with --workdir=runs/imagen/base64, sr256 and sr1024.
+Command:   python -m diffjax.main --config=configs/imagen/cascade.py --config.prompts="a lighthouse at
+           dawn"
+           after configs/imagen/base64.py, sr256.py and sr1024.py with --workdir=runs/imagen/base64,
+           sr256 and sr1024.
 Hardware:  one accelerator
 Time:      not measured.
 Result:    the stages have not been trained yet.

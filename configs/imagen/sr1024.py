@@ -3,16 +3,17 @@
 Command:   python -m diffjax.main --config=configs/imagen/sr1024.py:600m --config.data.folder=IMAGES \
              --config.text.folder=FOLDER
            IMAGES: pictures with captions in .txt files beside them (or --config.data.source=tfds
-           --config.data.name=coco_captions); FOLDER: a checkpoint with T5-XXL's encoder, such as DeepFloyd IF's.
+           --config.data.name=coco_captions); FOLDER: a checkpoint with T5-XXL's encoder, such as
+           DeepFloyd IF's.
            Variants 600m and tiny, which needs neither.
 Hardware:  published on TPU v4 pods; not run at this size here
 Time:      not measured.
 Result:    not trained yet. No figure is published for this stage alone.
 
-Constants of the paper: batch 2048, 2.5 M steps, learning rate 1e-4 after 10,000 steps of warm-up, EMA 0.9999, text
-dropped in 10 %, the cosine schedule, Adam for super-resolution; noise of any level on the
-low-resolution image, crops of 256 px from 1024. The network's sizes are
-those of NVIDIA's Imagen recipes.
+Constants of the paper: batch 2048, 2.5 M steps, learning rate 1e-4 after 10,000 steps of warm-up, EMA
+0.9999, text dropped in 10 %, the cosine schedule, Adam for super-resolution; noise of any level on the
+low-resolution image, crops of 256 px from 1024. The network's sizes are those of NVIDIA's Imagen
+recipes.
 """
 
 from ml_collections import ConfigDict

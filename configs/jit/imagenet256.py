@@ -4,12 +4,14 @@ Command:   python -m diffjax.main --config=configs/jit/imagenet256.py:B/16
            variants B/16, L/16, H/16, and tiny, which does not need ImageNet.
 Hardware:  not run at this size here
 Time:      not measured.
-Result:    not trained yet. Published FID-50K: B/16 after 200 epochs 7.48, with rotary positions, QK norm and class
+Result:    not trained yet. Published FID-50K: B/16 after 200 epochs 7.48, with rotary positions, QK norm
+           and class
            tokens 5.49; L/16 3.39.
 
 The network predicts x0; the error is that of the velocity, whose division by t stops at 0.05. Times are
-sigmoid(N(0.8, 0.8)) in our direction, where t = 1 is noise. AdamW (0.9, 0.95), 5e-5 for each 256 of the batch,
-5 epochs of warm-up, then constant; EMA 0.9999. Guidance 2.9 (B) or 2.2 (H), where t is below 0.9.
+sigmoid(N(0.8, 0.8)) in our direction, where t = 1 is noise. AdamW (0.9, 0.95), 5e-5 for each 256 of the
+batch, 5 epochs of warm-up, then constant; EMA 0.9999. Guidance 2.9 (B) or 2.2 (H), where t is below
+0.9.
 """
 
 from ml_collections import ConfigDict
@@ -46,7 +48,7 @@ def get_config(variant: str = "B/16") -> ConfigDict:
         threshold=ConfigDict({"name": "none"}),
     )
     if variant == "tiny":
-        shape = {"patch": 4, "embed": 64, "depth": 3, "heads": 2, "bottleneck": 16, "classes": 10, "text": ""}
+        shape = {"patch": 4, "embed": 64, "depth": 3, "heads": 2, "bottleneck": 16, "classes": 2000, "text": ""}
         kind = {"norm": "rms", "qk_norm": "rms", "activation": "silu", "gated": True}
         tokens = {"positions": "sincos+rotary", "class_tokens": 4, "class_tokens_from": 1}
         tiny(config, **shape, **kind, **tokens)

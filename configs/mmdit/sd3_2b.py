@@ -1,15 +1,17 @@
-"""A transformer like Stable Diffusion 3's, 2 B parameters, on text-image pairs at 512 px (Esser et al., 2024).
+"""A transformer like Stable Diffusion 3's, 2 B parameters, on text-image pairs at 512 px (Esser et al.,
+2024).
 
 Command:   python -m diffjax.main --config=configs/mmdit/sd3_2b.py --config.data.folder=IMAGES \
              --config.latent.folder=FOLDER/vae --config.text.folder=FOLDER
-           FOLDER: a Stable Diffusion 3 checkpoint, for its autoencoder and text encoders; IMAGES: pictures with
+           FOLDER: a Stable Diffusion 3 checkpoint, for its autoencoder and text encoders; IMAGES:
+           pictures with
            captions in .txt files beside them. Variant tiny needs neither.
 Hardware:  many accelerators; not run at this size here
 Time:      not measured.
 Result:    not trained yet.
 
-Rectified flow with logit-normal(0, 1) times, sixteen latent channels, two CLIPs and T5; QK norm, without which half
-precision diverges.
+Rectified flow with logit-normal(0, 1) times, sixteen latent channels, two CLIPs and T5; QK norm,
+without which half precision diverges.
 """
 
 from ml_collections import ConfigDict

@@ -1,17 +1,19 @@
 """DeepFloyd IF (2023), the public Imagen: stage I makes 64 px from text, stage II brings them to 256 px.
 
 Command:   python -m diffjax.main --mode=sample --config=configs/pretrained/deepfloyd.py \
-             --config.init_from=FOLDER --config.sr_init_from=FOLDER_II --config.prompts="a lighthouse at dawn"
+             --config.init_from=FOLDER --config.sr_init_from=FOLDER_II --config.prompts="a lighthouse at
+           dawn"
            FOLDER is what `DeepFloyd/IF-I-M-v1.0` is when it has been downloaded whole, in safetensors;
            FOLDER_II the same of `DeepFloyd/IF-II-M-v1.0`; without it, stage I alone is sampled.
 Hardware:  0.4 B to 4.3 B parameters and T5-XXL's 4.7 B
 Time:      not measured yet.
-Result:    public weights have not been tried yet; small random folders written by diffusers give the original
+Result:    public weights have not been tried yet; small random folders written by diffusers give the
+           original
            pipeline's image (tests/test_pretrained.py).
 
-The checkpoints' own solver (ancestral, with the learned variance), time grid and threshold; 100 and 50 steps, guidance
-7 and 4, and noise of step 250 of 1000, which is our time 0.251, on the images that stage II starts from, as the
-original pipeline has it.
+The checkpoints' own solver (ancestral, with the learned variance), time grid and threshold; 100 and 50
+steps, guidance 7 and 4, and noise of step 250 of 1000, which is our time 0.251, on the images that
+stage II starts from, as the original pipeline has it.
 """
 
 from ml_collections import ConfigDict

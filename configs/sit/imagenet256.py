@@ -1,14 +1,15 @@
 """SiT: DiT's network trained by flow matching on ImageNet at 256 px (Ma et al., 2024).
 
 Command:   python -m diffjax.main --config=configs/sit/imagenet256.py:XL/2 --config.latent.folder=FOLDER
-           FOLDER: the vae/ of a Stable Diffusion 1.5 checkpoint; variants S/2, B/2, L/2, XL/2, and tiny, which
+           FOLDER: the vae/ of a Stable Diffusion 1.5 checkpoint; variants S/2, B/2, L/2, XL/2, and tiny,
+           which
            needs neither FOLDER nor ImageNet.
 Hardware:  published on TPU v4 pods; here not run at this size
 Time:      not measured.
 Result:    not trained yet. Published FID-50K of XL/2: 2.06 with guidance 1.5 and the SDE sampler.
 
-DiT's recipe with the straight path and the velocity; the original's t runs the other way. It learns the mean
-alone: half of the network's outputs are not used there, and are left out here.
+DiT's recipe with the straight path and the velocity; the original's t runs the other way. It learns the
+mean alone: half of the network's outputs are not used there, and are left out here.
 """
 
 from ml_collections import ConfigDict
@@ -40,6 +41,6 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         threshold=ConfigDict({"name": "none"}),
     )
     if variant == "tiny":
-        small = {"patch": 4, "embed": 64, "depth": 2, "heads": 2, "classes": 10, "text": ""}
+        small = {"patch": 4, "embed": 64, "depth": 2, "heads": 2, "classes": 2000, "text": ""}
         tiny(config, **small)
     return config

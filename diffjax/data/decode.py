@@ -163,9 +163,7 @@ def _open(file: BinaryIO, limits: Limits) -> ImageFile.ImageFile:
 
 
 def _upright(image: ImageFile.ImageFile) -> Image.Image:
-    """Turn a loaded picture as its EXIF data says."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image  # Pillow has turned it
+    """Turn a loaded picture as its EXIF data says; Pillow has turned a TIFF, and has forgotten the tag."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # EXIF data that cannot be read say nothing

@@ -46,11 +46,11 @@ class Features:
 
         known = dict(known.items())
         if not isinstance(known.get(image), tfds.features.Image):
-            raise ValueError(f"there is no picture {image!r}, only: {', '.join(known)}")
+            raise ValueError(f"there is no picture {image!r}, only: {', '.join(sorted(known))}")
         paths = [path.split("/") for path in ([caption] if caption else _CAPTIONS)]
         self.caption = next((path for path in paths if _holds_text(known, path)), None)
         if caption and not self.caption:
-            raise ValueError(f"there is no caption {caption!r}, only: {', '.join(known)}")
+            raise ValueError(f"there is no caption {caption!r}, only: {', '.join(sorted(known))}")
         labels = known.get(label)
         self.label = label if isinstance(labels, tfds.features.ClassLabel) else None
         self.classes = [labels.int2str(i) for i in range(labels.num_classes)] if self.label else []
@@ -186,7 +186,7 @@ def load_tfds(
     from google.protobuf.json_format import ParseError
 
     try:
-        # It is made from the files alone: a builder made by name would ask a server for what it misses.
+        # It is made from the files alone: a builder made by name may ask a server for what it misses.
         builder = tfds.builder_from_directory(folder)
         features = Features(builder.info.features, image=image, caption=caption, label=label)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -197,7 +197,8 @@ def load_tfds(
     except (OSError, RuntimeError, ValueError, ParseError) as error:
         raise UserError(f"Cannot open the split {split!r} of {folder}: {error}") from error
 
-    identity = [str(folder.resolve()), str(size), split, len(records), features.caption, features.label]
+    written = (folder / "dataset_info.json").stat().st_mtime_ns
+    identity = [str(folder.resolve()), written, str(size), split, features.caption, features.label]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     index = Path(cache_dir).expanduser() / "tfds" / f"{name}.json"
     texts = _load_index(index, len(records))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.interop.families import Family, number, require
+from diffjax.interop.families import Family, fraction, number, require
 from diffjax.interop.rows import Row
 from diffjax.interop.store import Store
 from diffjax.models.dit import DiT
@@ -61,7 +61,7 @@ def _module(config: Mapping[str, Any]) -> DiT:
     if sample_size < patch:
         raise UserError(f"config.json: sample_size is {sample_size}; expected at least patch_size, {patch}.")
     activation, gated = _ACTIVATIONS[config.get("activation_fn") or "gelu-approximate"]
-    epsilon = _real(config, "norm_eps", 1e-6 if pixart else 1e-5)
+    epsilon = fraction(config, "norm_eps", 1e-6 if pixart else 1e-5)
     in_channels = number(config, "in_channels", 4)
     default_out = 8 if pixart and "out_channels" not in config else in_channels
     module = DiT(
@@ -108,21 +108,17 @@ def _pixart(config: Mapping[str, Any], embed: int, sample_size: int) -> dict[str
         raise UserError(
             f"config.json: use_additional_conditions needs a width divisible by 3; it is {embed}."
         )
+    scale = config.get("interpolation_scale")
+    scale = max(sample_size // 64, 1) if scale is None else scale
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise UserError(f"config.json: interpolation_scale is {scale!r:.80}; expected a positive number.")
     return {
         "conditioning": "adaln_single",
         "text": "tokens" if captions is None else "caption",
         "text_embed": context if captions is None else number(config, "caption_channels"),
         "sizes": sizes,
-        "interpolation_scale": _real(config, "interpolation_scale", max(sample_size // 64, 1)),
+        "interpolation_scale": float(scale),
     }
-
-
-def _real(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = config.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 < value < math.inf:
-        raise UserError(f"config.json: {key} is {value!r}; expected a positive number.")
-    return float(value)
 
 
 def _equal(store: Store) -> bool:
@@ -138,7 +134,14 @@ def _equal(store: Store) -> bool:
 
 
 def _config(module: DiT) -> dict[str, Any]:
-    """UserError if these classes have no such network."""
+    """Refuses a network that these classes have not."""
+    for needed in (
+        "base_size",
+        "in_channels",
+        "classes" if module.conditioning == "adaln_zero" else "text_embed",
+    ):
+        if not getattr(module, needed):
+            raise UserError(f"{needed} is 0; a config.json of diffusers must say it.")
     pixart = module.conditioning == "adaln_single"
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     config = {
@@ -174,6 +177,7 @@ def _config(module: DiT) -> dict[str, Any]:
 
 def _rows(module: DiT) -> list[Row]:
     block, pixart = "transformer_blocks.{i}.", module.conditioning == "adaln_single"
+    _config(module)  # refuses what diffusers has not
     rows = [Row("pos_embed.proj", "patch_in", "patch", window=module.patch)]
     rows += _attention(f"{block}attn1.", "blocks/attention/")
     if module.gated:

@@ -1,6 +1,6 @@
 """FLUX.1: FluxTransformer2DModel of diffusers.
 
-Its config.json counts the channels of packed latents, four for one of the image; our module packs them itself.
+Its config.json counts channels of packed latents, four for one of the image; our module packs them itself.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,5 @@
 """One network of a public checkpoint: its folder to a module and parameters, and back."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,17 +53,21 @@ def open_network(folder: Path, families: Mapping[str, Family]) -> Network:
     if not path.is_file():
         raise UserError(f"{folder}: has no config.json; expected a folder of diffusers or transformers.")
     config = read_json(path)
-    name = str(config.get("_class_name") or next(iter(config.get("architectures") or []), None))
+    architectures = config.get("architectures")
+    of_transformers = architectures[0] if isinstance(architectures, list) and architectures else None
+    name = str(config.get("_class_name") or of_transformers)
     if name not in families:
-        raise UserError(f"{path}: is of a {name!r}; supported are {', '.join(families)}.")
+        raise UserError(f"{path}: is of a {name!r:.80}; supported are {', '.join(families)}.")
     family = families[name]
     store = Store(folder, family.aliases)
     try:
         module = family.build(config, store)
         boxed = abstract_params(family, module)
     except UserError as error:
+        store.close()
         raise UserError(f"{folder}: {error}") from error
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        store.close()
         raise UserError(f"{path}: its sizes make no network ({type(error).__name__}: {error}).") from error
     return Network(folder, family, module, unbox(boxed), logical_axes(boxed), store)
 
@@ -82,10 +85,10 @@ def write_network(
       max_bytes: of one file.
     """
     table = sources(family.rows(module), unbox(abstract_params(family, module)))
-    write_store(folder, to_tensors(params, table), stem=_STEMS[family.library], max_bytes=max_bytes)
+    tensors, stem = to_tensors(params, table), _STEMS[family.library]
     kind = {"_class_name": family.name} if family.library == "diffusers" else {"architectures": [family.name]}
-    text = json.dumps({**kind, **family.config(module)}, indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    config = {**kind, **family.config(module)}
+    write_store(folder, tensors, stem=stem, max_bytes=max_bytes, config=config)
 
 
 def abstract_params(family: Family, module: Any) -> Any:

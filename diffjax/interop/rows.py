@@ -201,7 +201,8 @@ def check(
     wrong = []
     for name in sorted(there & needed.keys()):
         shape, expected = store.shape(name), needed[name].their_shape()
-        if _squeezed(shape) != _squeezed(expected):
+        flat = needed[name].row.kind in ("dense", "pointwise")
+        if (_squeezed(shape) != _squeezed(expected)) if flat else (shape != expected):
             wrong.append(f"{name} has shape {shape}, expected {expected}")
         elif store.dtype(name) not in _FLOATS:
             wrong.append(f"{name} is {store.dtype(name)}, expected one of {', '.join(_FLOATS)}")

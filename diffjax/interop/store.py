@@ -4,9 +4,11 @@ What is read here comes from strangers: sizes are bounded, file names must be pl
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,6 +18,7 @@ from diffjax.errors import UserError
 
 _MAX_JSON_BYTES = 64 * 2**20  # tokenizers and indices of the largest models have a few MiB
 _STEMS = ("diffusion_pytorch_model", "model")
+_VARIANTS = ("", ".fp16", ".bf16")  # the whole of a model may be there in half precision only
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -61,7 +64,22 @@ class Store:
                 name = original
                 for old, new in (aliases or {}).items():
                     name = name.replace(old, new)
+                # Tied parameters may be there under all of their names.
+                if name in self._files and not np.array_equal(self.read(name), file.get_tensor(original)):
+                    other = f"{self._name[name]} of {self._where[name].name}"
+                    raise UserError(f"{path}: tensor {original} is there twice, as {other} too.")
                 self._files[name], self._where[name], self._name[name] = file, path, original
+
+    def close(self) -> None:
+        """Close the files; tensors cannot be read any more."""
+        for file in {id(file): file for file in self._files.values()}.values():
+            file.__exit__(None, None, None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def names(self) -> Iterable[str]:
         """The names of all tensors."""
@@ -89,12 +107,13 @@ class Store:
             raise UserError(f"{self._where[name]}: tensor {name} cannot be read ({error}).") from error
 
     def _paths(self) -> list[Path]:
-        for stem in _STEMS:
-            index = self.folder / f"{stem}.safetensors.index.json"
-            if index.is_file():
-                return self._shards(index)
-            if (self.folder / f"{stem}.safetensors").is_file():
-                return [self.folder / f"{stem}.safetensors"]
+        for variant in _VARIANTS:
+            for stem in _STEMS:
+                index = self.folder / f"{stem}.safetensors.index{variant}.json"
+                if index.is_file():
+                    return self._shards(index)
+                if (self.folder / f"{stem}{variant}.safetensors").is_file():
+                    return [self.folder / f"{stem}{variant}.safetensors"]
         pickles = [p.name for p in sorted(self.folder.glob("*")) if p.suffix in _PICKLES]
         if pickles:
             raise UserError(
@@ -119,17 +138,27 @@ class Store:
 
 
 def write_store(
-    folder: Path, tensors: Mapping[str, np.ndarray], *, stem: str = _STEMS[0], max_bytes: int = 5 * 10**9
+    folder: Path,
+    tensors: Mapping[str, np.ndarray],
+    *,
+    stem: str = _STEMS[0],
+    max_bytes: int = 5 * 10**9,
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Write tensors as diffusers (`stem` "diffusion_pytorch_model") and transformers ("model") expect them.
+
+    They take the place of those that are in the folder, once all are written.
 
     Args:
       folder: where to; made if it is not there.
       tensors: by the original library's names.
       stem: how the file names begin.
       max_bytes: what does not fit one file of this size is divided into shards with an index.
+      config: what config.json is to say, if it is to be written too.
+
+    Raises:
+      UserError: they cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -138,6 +167,18 @@ def write_store(
             size = 0
         shards[-1][name] = np.ascontiguousarray(tensor)
         size += tensor.nbytes
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as temporary:
+            _write_shards(Path(temporary), shards, stem)
+            if config is not None:
+                _write_json(Path(temporary) / "config.json", config)
+            _replace(folder, Path(temporary), stem)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder}: cannot be written ({error}).") from error
+
+
+def _write_shards(folder: Path, shards: list[dict[str, np.ndarray]], stem: str) -> None:
     metadata = {"format": "pt"}  # transformers asks for it
     if len(shards) == 1:
         save_file(shards[0], folder / f"{stem}.safetensors", metadata)
@@ -147,6 +188,23 @@ def write_store(
         file = f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata)
         where |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
+    _write_json(folder / f"{stem}.safetensors.index.json", index)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace(folder: Path, new: Path, stem: str) -> None:
+    """Move files into a folder, in an order in which a part of them cannot be taken for the whole."""
+    files = sorted(new.iterdir(), key=lambda path: (path.suffix == ".json", path.name == "config.json"))
+    if any(path.name == "config.json" for path in files):
+        (folder / "config.json").unlink(missing_ok=True)
+    # Those that are left would be read in place of, or beside, the new ones.
+    for path in list(folder.iterdir()):
+        if path.name.startswith((f"{stem}.", f"{stem}-")) and path.suffix in (".json", ".safetensors"):
+            path.unlink()
+    for path in files:
+        os.replace(path, folder / path.name)

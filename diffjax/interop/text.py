@@ -135,10 +135,11 @@ def _open(
     network = open_network(folder / f"text_encoder{number}", families)
     module: Any = network.module
     where = folder / f"tokenizer{number}"
+    raw = read_tokenizer(where)
     try:
-        tokenizer = Tokenizer(read_tokenizer(where), module.vocab, lower=lower)
+        tokenizer = Tokenizer(raw, module.vocab, lower=lower)
     except UserError as error:
-        raise UserError(str(error) if str(where) in str(error) else f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     shardings = None if place is None else place(network.shapes, network.axes)
     params = network.read(shardings=shardings, dtype=dtype)
     files = [network.folder / "config.json", *network.store.files()]

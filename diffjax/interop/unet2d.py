@@ -1,15 +1,14 @@
 """Stable Diffusion, DeepFloyd IF, ADM and DDPM: UNet2DConditionModel and UNet2DModel of diffusers."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
 from diffjax.errors import UserError
 from diffjax.interop.families import Family, number, require
-from diffjax.interop.rows import Row
 from diffjax.interop.store import Store
+from diffjax.interop.unet2d_layers import rows
 from diffjax.models.unet2d import UNet2D
 from diffjax.nn.conditioning import Cond
 
@@ -78,6 +77,11 @@ def _depths(config: Mapping[str, Any], key: str, blocks: Sequence[int]) -> tuple
         else number({key: given}, key)
         for given, count in zip(_list(config, key, len(blocks), 1), blocks, strict=True)
     )
+
+
+def _levels(down: Sequence[str], up: Sequence[str], middle: str) -> list[tuple[str, str, str]]:
+    """The attention of each level on the way down, up, and in the middle."""
+    return [*zip(down, up or down, ("",) * (len(down) - 1) + (middle,), strict=True)]
 
 
 def _kinds(types: Sequence[str], way: str, resample: str) -> list[tuple[str, str]]:
@@ -162,16 +166,22 @@ def _build_conditional(config: Mapping[str, Any], store: Store) -> UNet2D:
     common = _common(config)
     blocks, count = common["blocks"], len(common["blocks"])
     middle_blocks, middle = _choice(config, "mid_block_type", _MIDDLES, "UNetMidBlock2DCrossAttn")
-    levels = [*zip(common["attention"], common["up_attention"] or common["attention"], strict=True)]
-    levels[-1] += (middle,)
+    levels = _levels(common["attention"], common["up_attention"], middle)
 
     heads = []
     given = _numbers(config, "attention_head_dim", count, 8)
-    for width, value, kinds in zip(common["channels"], given, levels, strict=True):
-        # Despite its name it is the number of heads where there are transformer layers.
-        numbers = {value if kind == "transformer" else max(1, width // value) for kind in kinds if kind}
+    for width, *values, kinds in zip(common["channels"], given, given[::-1], given, levels, strict=True):
+        # Despite its name it is the number of heads where there are transformer layers. Where there are none,
+        # diffusers takes it for the way up in the order of the way down.
+        numbers = {
+            values[0] if kind == "transformer" else max(1, width // value)
+            for value, kind in zip(values, kinds, strict=True)
+            if kind
+        }
         if len(numbers) > 1:
-            raise UserError("config.json: has unequal numbers of heads at one resolution.")
+            raise UserError(
+                "config.json: attention_head_dim means several numbers of heads at one resolution."
+            )
         heads.append(numbers.pop() if numbers else 1)
 
     # Only these blocks heed the two settings; here all blocks do.
@@ -268,17 +278,9 @@ def _shared_config(network: UNet2D) -> dict[str, Any]:
 
 def _config(network: UNet2D) -> dict[str, Any]:
     """Of a UNet2DModel."""
+    levels = _levels(network.attention, network.up_attention, network.middle_attention)
     widths = [
-        (channels, heads)
-        for channels, heads, *kinds in zip(
-            network.channels,
-            network.heads,
-            network.attention,
-            network.up_attention or network.attention,
-            ("",) * (len(network.channels) - 1) + (network.middle_attention,),
-            strict=True,
-        )
-        if any(kinds)
+        pair for *pair, kinds in zip(network.channels, network.heads, levels, strict=True) if any(kinds)
     ]
     one_head = all(heads == 1 for _, heads in widths)
     sizes = {None} if one_head else {channels // heads for channels, heads in widths}
@@ -298,13 +300,13 @@ def _config_conditional(network: UNet2D) -> dict[str, Any]:
     if "resnet" in (shared.pop("downsample_type"), shared.pop("upsample_type")):
         raise UserError("a UNet2DConditionModel with self-attention alone resamples by convolutions.")
     middles = {ours: theirs for theirs, ours in _MIDDLES.items()}
-    kinds = zip(network.attention, network.up_attention or network.attention, strict=True)
-    levels = [{*pair} for pair in kinds]
-    levels[-1].add(network.middle_attention)
+    levels = _levels(network.attention, network.up_attention, network.middle_attention)
     heads = [
         count if "transformer" in kinds else width // count
         for width, count, kinds in zip(network.channels, network.heads, levels, strict=True)
     ]
+    if heads != heads[::-1] and any({"self", "joint"} & {*kinds} for kinds in levels):
+        raise UserError("diffusers has heads of one width in blocks without transformer layers.")
     activations = {ours: theirs for theirs, ours in _VECTOR_ACTIVATIONS.items() if theirs != "swish"}
     added = "text_time" if network.size_embed else "text" if network.pooling_heads else None
     return shared | {
@@ -332,95 +334,6 @@ def _config_conditional(network: UNet2D) -> dict[str, Any]:
     }
 
 
-def _rows(network: UNet2D) -> Iterator[Row]:
-    count = len(network.channels)
-
-    def block(theirs: str, ours: str, *, skip: bool = False) -> Iterator[Row]:
-        inner = "norm_out/" if network.modulation == "scale_shift" else ""
-        yield Row(f"{theirs}.norm1", f"{ours}/norm_in", "norm")
-        yield Row(f"{theirs}.norm2", f"{ours}/norm_out" + ("/norm" if inner else ""), "norm")
-        yield Row(f"{theirs}.time_emb_proj", f"{ours}/{inner}modulation")
-        pairs = {"conv1": "conv_in", "conv2": "conv_out"} | ({"conv_shortcut": "skip"} if skip else {})
-        yield from (Row(f"{theirs}.{a}", f"{ours}/{b}", "conv") for a, b in pairs.items())
-
-    def attention(
-        theirs: str, ours: str, kind: str, text_only: bool, groups: int, depth: int
-    ) -> Iterator[Row]:
-        dense = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
-        if kind == "transformer":
-            projection = "dense" if network.linear_projection else "pointwise"
-            yield Row(f"{theirs}.norm", f"{ours}/norm", "norm")
-            yield from (Row(f"{theirs}.proj_{name}", f"{ours}/{name}", projection) for name in ("in", "out"))
-            layer, layers = f"{theirs}.transformer_blocks.{{i}}", f"{ours}/layers"
-            for i, name in enumerate(("attention", "cross_attention"), start=1):
-                yield from (Row(f"{layer}.attn{i}.{a}", f"{layers}/{name}/{b}") for a, b in dense.items())
-            for i, name in enumerate(("attention", "cross", "mlp"), start=1):
-                yield Row(f"{layer}.norm{i}", f"{layers}/norm_{name}", "norm")
-            for i, name in enumerate(("in", "gate")):
-                yield Row(f"{layer}.ff.net.0.proj", f"{layers}/mlp/{name}", chunk=(i, 2))
-            yield Row(f"{layer}.ff.net.2", f"{layers}/mlp/out")
-        elif kind:
-            if groups:
-                yield Row(f"{theirs}.group_norm", f"{ours}/norm", "norm")
-            if kind == "joint":
-                if network.text_groups:
-                    yield Row(f"{theirs}.norm_cross", f"{ours}/text_norm", "norm")
-                own = {} if text_only else dense
-                dense = {**dense, **own, "add_k_proj": "text_key", "add_v_proj": "text_value"}
-                if text_only:
-                    del dense["to_k"], dense["to_v"]
-            yield from (Row(f"{theirs}.{a}", f"{ours}/{b}") for a, b in dense.items())
-
-    def mlp(theirs: str, ours: str) -> Iterator[Row]:
-        yield from (Row(f"{theirs}.linear_{i}", f"{ours}/{name}") for i, name in ((1, "in"), (2, "out")))
-
-    yield Row("conv_in", "in", "conv")
-    yield from mlp("time_embedding", "noise_level/mlp")
-    if network.guidance_embed:
-        yield Row("time_embedding.cond_proj", "guidance")
-    if network.aug_level:
-        yield from mlp("class_embedding", "aug_level/mlp")
-    if network.classes:
-        yield Row("class_embedding", "label/table", "embed")
-    if network.pooled_embed:
-        yield from mlp("add_embedding" if network.size_embed else "class_embedding", "pooled")
-    if network.pooling_heads:
-        pooling = {"proj": "out", "pool.q_proj": "query", "pool.k_proj": "key", "pool.v_proj": "value"}
-        yield from (Row(f"add_embedding.{a}", f"text_pooling/{b}") for a, b in pooling.items())
-        norms = {"norm1": "norm_in", "norm2": "norm_out"}
-        yield from (Row(f"add_embedding.{a}", f"text_pooling/{b}", "norm") for a, b in norms.items())
-        yield Row("add_embedding.pool.positional_embedding", "text_pooling/position", "raw")
-    if network.context:
-        yield Row("encoder_hid_proj", "text")
-
-    only = network.text_only or (False,) * count
-    for up in (False, True):
-        kinds = (network.up_attention if up else ()) or network.attention
-        resample = (network.up_resample if up else ()) or network.resample
-        way, last = ("up", 0) if up else ("down", count - 1)
-        for i, depths in enumerate(network.depths(up=up)):
-            level = f"{way}_blocks.{count - 1 - i if up else i}"
-            for j, depth in enumerate(depths):
-                skip = up or (i > 0 and j == 0 and network.channels[i] != network.channels[i - 1])
-                yield from block(f"{level}.resnets.{j}", f"{way}_{i}_{j}", skip=skip)
-                theirs, ours = f"{level}.attentions.{j}", f"{way}_{i}_{j}_attention"
-                yield from attention(theirs, ours, kinds[i], only[i], network.groups, depth)
-            sampler = f"{level}.{way}samplers.0"
-            if i != last and resample[i] == "block":
-                yield from block(sampler, f"{way}_{i}")
-            elif i != last:
-                yield Row(f"{sampler}.conv", f"{way}_{i}/conv", "conv")
-    for j in range(network.middle_blocks):
-        yield from block(f"mid_block.resnets.{j}", f"middle_{j}")
-    kind, groups = network.middle_attention, network.groups
-    if kind == "self" and network.middle_groups is not None:
-        groups = network.middle_groups
-    names = "mid_block.attentions.0", "middle_attention"
-    yield from attention(*names, kind, network.middle_text_only, groups, network.middle_depth)
-    yield Row("conv_norm_out", "norm_out", "norm")
-    yield Row("conv_out", "out", "conv")
-
-
 def _example(network: UNet2D) -> tuple[Any, ...]:
     side = 2 ** (len(network.channels) - 1)
     one = jnp.ones(1)
@@ -440,9 +353,7 @@ def _example(network: UNet2D) -> tuple[Any, ...]:
 _ALIASES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 FAMILIES = {
-    name: Family(
-        name, "diffusers", build, config, lambda network: [*_rows(network)], _example, aliases=_ALIASES
-    )
+    name: Family(name, "diffusers", build, config, rows, _example, aliases=_ALIASES)
     for name, build, config in (
         ("UNet2DModel", _build, _config),
         ("UNet2DConditionModel", _build_conditional, _config_conditional),

@@ -1,8 +1,8 @@
 """The autoencoder of latent diffusion: images to a Gaussian over latents, and latents to images.
 
-Rombach et al. 2022, arXiv:2112.10752, as the public checkpoints have it: residual blocks without a conditioning
-vector, one head of attention in the middle, four latent channels (Stable Diffusion, SDXL) or sixteen (SD3,
-FLUX). `Autoencoder` speaks of latents z as the network knows them and of latents as a diffusion model sees
+Rombach et al. 2022, arXiv:2112.10752, as the public checkpoints have it: residual blocks without a
+conditioning vector, one head of attention in the middle, four latent channels (Stable Diffusion, SDXL) or
+sixteen (SD3, FLUX). `Autoencoder` speaks of latents z as the network knows them and of latents as a diffusion model sees
 them: shifted and scaled to about unit variance; `to_latents` and `from_latents` go between the two.
 
 What an image too large for the memory needs, `tiled_encode` and `tiled_decode`, are functions outside.
@@ -65,22 +65,22 @@ class Trunk(nn.Module):
     scan: bool
     remat: str
 
-    def res_block(self, width: int, name: str) -> ResBlock:
+    def _res_block(self, width: int, name: str) -> ResBlock:
         return ResBlock(width, modulation="", groups=self.groups, dtype=self.dtype, name=name)
 
-    def level(self, h: jax.Array, width: int, count: int, name: str) -> jax.Array:
-        make = partial(self.res_block, width)
+    def _level(self, h: jax.Array, width: int, count: int, name: str) -> jax.Array:
+        make = partial(self._res_block, width)
         return descend(make, count, h, name=name, scan=self.scan, remat=self.remat)[-1]
 
-    def middle(self, h: jax.Array) -> jax.Array:
+    def _middle(self, h: jax.Array) -> jax.Array:
         width = self.channels[-1]
-        h = once(self.res_block(width, "middle_0"), h, remat=self.remat)
+        h = once(self._res_block(width, "middle_0"), h, remat=self.remat)
         if self.attention:
             attention = AttentionBlock(1, dtype=self.dtype, groups=self.groups, name="middle_attention")
             h = once(attention, h, remat=self.remat)
-        return once(self.res_block(width, "middle_1"), h, remat=self.remat)
+        return once(self._res_block(width, "middle_1"), h, remat=self.remat)
 
-    def out(self, h: jax.Array) -> jax.Array:
+    def _out(self, h: jax.Array) -> jax.Array:
         h = nn.silu(group_norm(self.groups, name="norm_out")(h))
         return constrain(conv(self.features, dtype=jnp.float32, name="out")(h), *FEATURE_MAP)
 
@@ -93,11 +93,11 @@ class Encoder(Trunk):
         """`x` in [-1, 1]."""
         h = constrain(conv(self.channels[0], dtype=self.dtype, name="in")(x), *FEATURE_MAP)
         for level, width in enumerate(self.channels):
-            h = self.level(h, width, self.blocks, f"down_{level}")
+            h = self._level(h, width, self.blocks, f"down_{level}")
             if level < len(self.channels) - 1:
                 below_and_right = ((0, 1), (0, 1))
                 h = Downsample(width, padding=below_and_right, dtype=self.dtype, name=f"down_{level}")(h)
-        h = self.out(self.middle(h))
+        h = self._out(self._middle(h))
         return conv(self.features, 1, name="moments")(h) if self.project else h
 
 
@@ -109,12 +109,12 @@ class Decoder(Trunk):
         """`z` as the encoder's Gaussian has it."""
         h = conv(z.shape[-1], 1, name="latents")(z) if self.project else z
         h = constrain(conv(self.channels[-1], dtype=self.dtype, name="in")(h), *FEATURE_MAP)
-        h = self.middle(h)
+        h = self._middle(h)
         for level in reversed(range(len(self.channels))):
-            h = self.level(h, self.channels[level], self.blocks + 1, f"up_{level}")
+            h = self._level(h, self.channels[level], self.blocks + 1, f"up_{level}")
             if level > 0:
                 h = NearestUpsample(self.channels[level], dtype=self.dtype, name=f"up_{level}")(h)
-        return self.out(h)
+        return self._out(h)
 
 
 class Autoencoder(nn.Module):
@@ -224,14 +224,20 @@ def tiled_encode(net: Autoencoder, params: Any, images: jax.Array, *, tile: int 
       tile: side of a tile in pixels; None: `net.sample_size`.
     """
     pixels = tile or net.sample_size
-    encode: Callable[..., jax.Array] = lambda x: net.apply({"params": params}, x, method="moments")  # noqa: E731
+
+    def encode(tile: jax.Array) -> Any:
+        return net.apply({"params": params}, tile, method="moments")
+
     return gaussian(_tiled(encode, images, pixels, pixels // net.stride()))
 
 
 def tiled_decode(net: Autoencoder, params: Any, z: jax.Array, *, tile: int | None = None) -> jax.Array:
     """Decode latents of any size in the memory that a tile needs; the inverse of `tiled_encode`."""
     pixels = tile or net.sample_size
-    decode: Callable[..., jax.Array] = lambda z: net.apply({"params": params}, z, method="decode")  # noqa: E731
+
+    def decode(tile: jax.Array) -> Any:
+        return net.apply({"params": params}, tile, method="decode")
+
     return _tiled(decode, z, pixels // net.stride(), pixels)
 
 

@@ -151,12 +151,12 @@ class DiT(nn.Module):
         def run(h: jax.Array, name: str, start: int, stop: int) -> jax.Array:
             turns = self._rotary(height // self.patch, width // self.patch, h.shape[1] - patches)
             block = self._block(cross_attention=context is not None, name=name)
-            shared, each = (context, mask, turns), None
+            how = {"scan": self.scan, "remat": self.remat}
             if self.embed_per_block:
-                each = of_blocks[start:stop]
-            else:
-                shared = (*shared, of_blocks)
-            return repeat(block, stop - start, h, *shared, each=each, scan=self.scan, remat=self.remat)[0]
+                return repeat(
+                    block, stop - start, h, context, mask, turns, each=of_blocks[start:stop], **how
+                )[0]
+            return repeat(block, stop - start, h, context, mask, turns, of_blocks, **how)[0]
 
         start = self.class_tokens_from if self.class_tokens else 0
         h = run(h, "early_blocks", 0, start)
@@ -198,15 +198,15 @@ class DiT(nn.Module):
         if self.text == "pooled":
             tokens, mask, pooled = TextProjection(self.embed, dtype=self.dtype, name="text")(cond)
             conditions.append(pooled)
-        elif self.text:
-            tokens, mask = self._tokens(cond)
+        elif self.text and tokens is not None:
+            tokens, mask = self._tokens(tokens, mask)
         if self.sizes:
             conditions.append(self._sizes(cond.size))
         return conditions, *((tokens, mask) if self.text and self.cross_attention else (None, None))
 
-    def _tokens(self, cond: Cond) -> tuple[jax.Array, jax.Array | None]:
+    def _tokens(self, tokens: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
         """Text tokens without a vector, and their mask; visible zeros where there is no text."""
-        tokens, mask = cond.text.astype(self.dtype), cond.mask
+        tokens = tokens.astype(self.dtype)
         if self.text == "caption":
             tokens = Mlp(
                 self.embed,
@@ -327,6 +327,8 @@ class DiT(nn.Module):
             raise ValueError(
                 "embed_per_block goes with conditioning 'adaln_zero' and without class_tokens only"
             )
+        if self.text == "tokens" and self.conditioning == "cross_attention":
+            raise ValueError("text 'tokens' stand beside no others; conditioning 'cross_attention' adds some")
         if self.class_tokens and not (self.classes and 0 <= self.class_tokens_from < self.depth):
             raise ValueError(
                 f"class_tokens need classes, and class_tokens_from below depth {self.depth}; there are "

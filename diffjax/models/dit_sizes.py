@@ -49,8 +49,12 @@ def _sizes() -> dict[str, dict[str, Any]]:
         "text_embed": 4096,
     }
     for pixels, scale in ((256, 1.0), (512, 1.0), (1024, 2.0)):
-        own = {"base_size": pixels // 16, "interpolation_scale": scale, "sizes": pixels == 1024}
-        sizes[f"PixArt-alpha-XL/2-{pixels}"] = size("XL", 2, **pixart, **own)
+        of_size: dict[str, Any] = {
+            "base_size": pixels // 16,
+            "interpolation_scale": scale,
+            "sizes": pixels == 1024,
+        }
+        sizes[f"PixArt-alpha-XL/2-{pixels}"] = size("XL", 2, **pixart, **of_size)
     return sizes
 
 

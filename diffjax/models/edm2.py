@@ -38,7 +38,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "xl": {"channels": 384},
     "xxl": {"channels": 448},
 }
-"""The published networks, of 125 M to 1523 M parameters, for 64 x 64 latents (`out_channels` 4) or pixels (3)."""
+"""The published networks, of 125 M to 1523 M parameters, for latents of ImageNet-512 (64 x 64, `out_channels` 4)
+and, with the same attributes but `out_channels` 3, for pixels of ImageNet-64."""
 RESIDUAL_BALANCE = 0.3
 CLIP = 256.0  # keeps half precision from overflowing where a sum of many blocks grows
 

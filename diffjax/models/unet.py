@@ -12,7 +12,7 @@ where its work is done:
 - widths: on the way up a level of the efficient network is as wide as the next higher-resolution level on the
   way down, whose skip it will meet.
 
-Without self-attention (sr1024) the network accepts any resolution and is trained on 256-pixel crops.
+Without self-attention (sr1024 of `SIZES`) it accepts any resolution and is trained on 256-pixel crops.
 """
 
 import math
@@ -53,24 +53,16 @@ _SR256_600M: dict[str, Any] = {
     "strides": (2, 2, 2, 2, 1),
     "efficient": True,
 }
-_LAST_OF_FOUR = (False, False, False, True)
-_PAPER: dict[str, Any] = {
-    "multipliers": (1, 2, 4, 8),
-    "blocks": (2, 4, 8, 8),
-    "cross_attention": _LAST_OF_FOUR,
-    "efficient": True,
-}
 SIZES: dict[str, dict[str, Any]] = {
     "base64-2b": {"channels": 512},
     "base64-500m": {"channels": 256},
     "sr256-400m": _SR256_400M,
     "sr256-600m": _SR256_600M,
     "sr1024-600m": _SR256_600M | {"self_attention": _NONE},
-    "imagen-sr256": _PAPER | {"self_attention": _LAST_OF_FOUR},
-    "imagen-sr1024": _PAPER | {"self_attention": (False,) * 4},
 }
-"""Attributes of published networks: those of NVIDIA's Imagen recipes (NeMo), whose names say the resolution and
-about how many parameters they have, and the efficient ones of the paper's appendix."""
+"""Attributes of published networks, those of NVIDIA's Imagen recipes (NeMo), by names that say the resolution
+and about how many parameters they have. The networks named efficient in the Imagen paper have four levels: 1,
+2, 4, 8 with 2, 4, 8, 8 blocks and attention in the last."""
 
 
 class Block(nn.Module):

@@ -113,7 +113,9 @@ class LabelEmbedding(nn.Module):
         rows = jnp.where(label < 0, self.classes, label)
         if self.null:
             return embedding(self.classes + 1, self.features, dtype=self.dtype, name="table")(rows)
-        vectors = embedding(self.classes, self.features, dtype=self.dtype, name="table")(jnp.maximum(label, 0))
+        vectors = embedding(self.classes, self.features, dtype=self.dtype, name="table")(
+            jnp.maximum(label, 0)
+        )
         return jnp.where(label[:, None] < 0, 0.0, vectors)
 
 

@@ -1,12 +1,12 @@
 """Layers that keep the expected magnitude of their inputs (Karras et al. 2024, arXiv:2312.02696: EDM2).
 
-The magnitude of an array is its root mean square. Weight vectors enter as unit vectors, whatever is stored, so
-a layer keeps the magnitude of inputs that are not correlated with them; the other operations have factors that
-undo what they do to the magnitude of independent inputs. Nothing has a bias.
+The magnitude of an array is its root mean square. Weight vectors enter as unit vectors, whatever is stored,
+so a layer keeps the magnitude of inputs that are not correlated with them; the other operations have factors
+that undo what they do to the magnitude of independent inputs. Nothing has a bias.
 
-The gradient of such a weight vector is orthogonal to it, hence every update makes the stored vector longer and
-the next ones relatively smaller. Training therefore calls `normalised` on the parameters after each update, which
-the paper calls forced weight normalisation.
+The gradient of such a weight vector is orthogonal to it, hence every update makes the stored vector longer
+and the next ones relatively smaller. Training therefore calls `normalised` on the parameters after each
+update, which the paper calls forced weight normalisation.
 """
 
 import math
@@ -131,5 +131,5 @@ def _unit(weight: jax.Array) -> jax.Array:
 
 
 def _inputs(ndim: int) -> tuple[int, ...]:
-    """The axes of a weight that its outputs are summed over: of `[in, out]` or `[h, w, in, out]`, or a stack."""
+    """The axes of a weight that are summed over: of `[in, out]` or `[h, w, in, out]`, or of a stack of these."""
     return (-2,) if ndim < 4 else (-4, -3, -2)

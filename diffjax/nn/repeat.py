@@ -14,7 +14,7 @@ REMAT = {
 
 
 def once(block: nn.Module, *args: Any, remat: str = "") -> Any:
-    """`block(*args)`, storing for the backward pass what `remat` says; to be called inside a compact method."""
+    """`block(*args)`, of which `remat` says what is stored; to be called inside a compact method."""
     if remat not in REMAT:
         raise ValueError(f"remat is {remat!r}; expected one of {', '.join(map(repr, REMAT))}")
     if not remat:

@@ -35,8 +35,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
     """Build the update.
 
-    What an update makes of the parameters passes through `project`, for networks whose parameters are bound to
-    a set (EDM2's weights have a fixed magnitude).
+    What an update makes of the parameters passes through `project`, for networks whose parameters are bound
+    to a set (EDM2's weights have a fixed magnitude).
 
     The returned function takes the run's key, the same at every step, and derives the step's randomness from
     it and the step number; a resumed run therefore draws what the uninterrupted one would have drawn.

@@ -99,7 +99,7 @@ def test_exif_orientation(orientation, file_format):
     np.testing.assert_allclose(decode(data, 16), upright, atol=3)
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 65535, "upside down"])
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_exif_nonsense_is_ignored(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -139,7 +139,9 @@ def test_grey_bits_and_cmyk():
     np.testing.assert_allclose(red, (255, 0, 0), atol=3)
 
 
-@pytest.mark.parametrize(("stored", "shown"), [(0, 0), (257 * 100, 100), (65535, 255), (300, 1), (128, 0)])
+@pytest.mark.parametrize(
+    ("stored", "shown"), [(0, 0), (257 * 100, 100), (65535, 255), (300, 1), (25900, 101)]
+)
 def test_sixteen_bits(stored, shown):
     by_hand = png(8, 8, 16, 0, (b"\0" + struct.pack(">8H", *[stored] * 8)) * 8)
     np.testing.assert_array_equal(decode(by_hand, 8), np.full((8, 8, 3), shown))
@@ -169,10 +171,6 @@ def test_where_white_is_zero():
         55,
         55,
     )  # Pillow inverts it twice
-
-
-def test_colours_without_a_conversion_are_refused():
-    assert refused(encode(Image.new("LAB", (9, 9)), "TIFF")) is Reason.PIXELS
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])

@@ -114,6 +114,15 @@ def test_num_concepts_chooses_both_styles_and_smaller_choices_are_part_of_larger
     assert set(sources[100].keys) < set(train.keys)
 
 
+def test_labels_mean_the_same_in_every_split(splits, cache_dir):
+    sources = [*splits.values(), load_emoji(cache_dir, resolution=64, num_concepts=10)]
+    for source in sources:
+        assert [source.classes[label] for label in source.labels] == list(source.concepts)
+        assert source.classes == sources[0].classes
+    assert len(set(source.classes)) == len(source.classes)
+    assert set(source.classes) == {concept for source in sources for concept in source.concepts}
+
+
 def test_the_source_is_a_sequence(splits):
     source = splits["heldout_pairs"]
     assert source[-1].key == source.keys[-1] == source[len(source) - 1].key

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from diffjax.data.transforms import downsample, random_crop, resize
+from diffjax.data.transforms import downsample, random_crop, random_flip, resize
 from diffjax.errors import UserError
 
 
@@ -52,3 +52,26 @@ def test_random_crop_reaches_every_place_and_no_other():
 def test_random_crop_of_a_picture_too_small():
     with pytest.raises(UserError, match="4x4"):
         random_crop(5).random_map({"image": np.zeros((4, 4, 3))}, np.random.default_rng(0))
+
+
+def test_random_flip_mirrors_half_of_the_pictures_left_to_right():
+    image = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    mirrored = np.array([[image[row, 3 - column] for column in range(4)] for row in range(2)])
+    rng = np.random.default_rng(0)
+    flipped = 0
+    for _ in range(400):
+        element = random_flip().random_map({"image": image, "index": 7}, rng)
+        assert element["index"] == 7
+        same = (element["image"] == image).all()
+        assert same or (element["image"] == mirrored).all()
+        flipped += not same
+    assert 160 < flipped < 240
+
+
+def test_random_flip_depends_on_the_generator_alone():
+    def flips(seed):
+        rng = np.random.default_rng(seed)
+        image = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+        return [int(random_flip().random_map({"image": image}, rng)["image"][0, 0, 0]) for _ in range(50)]
+
+    assert flips(1) == flips(1) != flips(2)

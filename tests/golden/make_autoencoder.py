@@ -41,7 +41,7 @@ CASES = {
 
 
 def tiled(net: AutoencoderKL, random: torch.Generator) -> dict[str, torch.Tensor]:
-    """Images and latents larger than a tile, with tiles of four shapes, and what the original makes of them."""
+    """Images and latents larger than a tile, and what the original makes of them."""
     wide = torch.randn(1, 3, 40, 56, generator=random)
     deep = torch.randn(1, 4, 18, 26, generator=random)
     net.enable_tiling()

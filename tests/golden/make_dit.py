@@ -83,7 +83,9 @@ def main() -> None:
             if net.use_additional_conditions:
                 size = torch.tensor([[512.0, 768.0], [1024.0, 1024.0], [96.0, 64.0]])
                 arrays["size"] = size
-                arrays["mask"] = torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
+                arrays["mask"] = torch.tensor(
+                    [[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]]
+                )
                 more["added_cond_kwargs"] = {"resolution": size, "aspect_ratio": size[:, :1] / size[:, 1:]}
                 more["encoder_attention_mask"] = arrays["mask"]
             y = net(x, arrays["text"], arrays["level"], **more).sample

@@ -1,7 +1,7 @@
 """Makes edm2.npz: the U-Net of EDM2 in PyTorch, written from the equations of its paper (arXiv:2312.02696).
 
-Run in an environment with torch (CPU): `python tests/golden/make_edm2.py`. The parameters are stored under the
-paths that they have here, so that a test need not rename them.
+Run in an environment with torch (CPU): `python tests/golden/make_edm2.py`. The parameters are stored under
+the paths that they have here, so that a test need not rename them.
 """
 
 import math
@@ -25,7 +25,7 @@ def draw(path, shape):
 
 
 def unit(w, out):
-    """Forced weight normalisation: weight vectors of unit length, one an output; `out` is the axis of the outputs."""
+    """Weight normalisation: vectors of unit length, one an output; `out` is the axis of the outputs."""
     dims = [axis for axis in range(w.ndim) if axis != out]
     length = w.square().sum(dims, keepdim=True).sqrt()
     fan_in = w.numel() // w.shape[out]

@@ -1,7 +1,7 @@
 """Make the golden cases of SD3, SD3.5 and FLUX.1 with diffusers: tiny networks whose every tensor is random.
 
-Writes next to this file, for each of `CASES`, `NAME.json` (its config.json), `NAME.safetensors` and `NAME.npz`
-with inputs and outputs, channels first, and for some the gradients of `sum(output * cotangent)`.
+Writes next to this file, for each of `CASES`, `NAME.json` (the config.json), `NAME.safetensors`, and
+`NAME.npz` with inputs and outputs, channels first, and for some the gradients of `sum(output * cotangent)`.
 
 In an environment of its own:
 

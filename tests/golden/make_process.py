@@ -1,8 +1,8 @@
 """Make the golden samples of diffusers' schedulers, each with the file that it saves.
 
-Writes `process.npz` next to this file: by a number, `config` (the scheduler's JSON and how it was called) and
-`final`, what it makes of `start` with the numbers `noise`. `estimate` stands in for a network, and the test has the
-same. In an environment of its own:
+Writes `process.npz` next to this file: by a number, `config` (the scheduler's JSON and how it was called)
+and `final`, what it makes of `start` with the numbers `noise`. `estimate` stands in for a network, and the
+test has the same. In an environment of its own:
 
     pip install torch==2.13.0 diffusers==0.42.1 numpy
     python tests/golden/make_process.py
@@ -42,7 +42,12 @@ CASES = [
     ("DDPM", 10, {"variance_type": "learned_range", **FREE}, {}),
     ("DDPM", 10, {"beta_schedule": "squaredcos_cap_v2", **DYNAMIC}, {}),
     ("DDPM", 10, {"clip_sample": True}, {}),
-    ("DDPM", 10, {"trained_betas": np.linspace(0.01, 0.2, 50).tolist(), "num_train_timesteps": 50, **FREE}, {}),
+    (
+        "DDPM",
+        10,
+        {"trained_betas": np.linspace(0.01, 0.2, 50).tolist(), "num_train_timesteps": 50, **FREE},
+        {},
+    ),
     ("PNDM", 10, {"skip_prk_steps": True, "steps_offset": 1, **SD}, {}),
     ("PNDM", 10, {"skip_prk_steps": True, **SD}, {}),
     ("EulerDiscrete", 10, {"timestep_spacing": "leading", "steps_offset": 1, **SD}, {}),
@@ -82,9 +87,8 @@ def estimate(x: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor) -> tuple
 def network(scheduler, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """The network knows the noise level by what it is told, the number of the step."""
     if hasattr(scheduler, "alphas_cumprod"):
-        alpha = torch.from_numpy(
-            np.interp(timestep, np.arange(len(scheduler.alphas_cumprod)), scheduler.alphas_cumprod) ** 0.5
-        ).float()
+        signal = np.interp(timestep, np.arange(len(scheduler.alphas_cumprod)), scheduler.alphas_cumprod)
+        alpha = torch.tensor(signal, dtype=torch.float32) ** 0.5
         sigma = (1.0 - alpha**2) ** 0.5
     else:
         sigma = timestep / scheduler.config.num_train_timesteps

@@ -1,7 +1,8 @@
 """Makes text/: tiny text encoders with tokenizers, and what transformers and diffusers make of captions.
 
-All parameters are random. `text/NAME/` are models as transformers writes them, `text/tokenizer_NAME/` tokenizers,
-`text/models.npz` their outputs and gradients, and `text/pipelines.npz` what `encode_prompt` of pipelines gives.
+All parameters are random. `text/NAME/` are models as transformers writes them, `text/tokenizer_NAME/`
+tokenizers, `text/models.npz` outputs and gradients of the models, and `text/pipelines.npz` what
+`encode_prompt` of pipelines gives.
 
 Run in an environment with torch (CPU), transformers 5 and diffusers: `python tests/golden/make_text.py`.
 """
@@ -134,8 +135,9 @@ def run_models(encoders: dict[str, torch.nn.Module]) -> dict[str, np.ndarray]:
             pooled = result.text_embeds if "text_embeds" in result else result.pooler_output
             found |= {"penultimate": output, "last": result.last_hidden_state, "pooled": pooled}
             prefix = "text_model." if "text_embeds" in result else ""
-            names = (f"{prefix}embeddings.token_embedding.weight", f"{prefix}embeddings.position_embedding.weight",
-                     f"{prefix}encoder.layers.0.self_attn.v_proj.bias")  # fmt: skip
+            parts = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight",
+                     "encoder.layers.0.self_attn.v_proj.bias")  # fmt: skip
+            names = tuple(prefix + part for part in parts)
         found |= gradients(model, output, names) if name in ("t5", "clip_g") else {}
         out |= {f"{name}/{key}": np.asarray(torch.as_tensor(value).detach()) for key, value in found.items()}
     return out
@@ -146,7 +148,11 @@ def run_pipelines(encoders: dict, tokens: dict) -> dict[str, np.ndarray]:
     out = {}
     nothing = {"vae": None, "scheduler": None}
     unet = {**nothing, "unet": None}
-    clips = {"tokenizer": tokens["clip"], "tokenizer_2": tokens["clip_g"], "text_encoder_2": encoders["clip_g"]}
+    clips = {
+        "tokenizer": tokens["clip"],
+        "tokenizer_2": tokens["clip_g"],
+        "text_encoder_2": encoders["clip_g"],
+    }
     checks = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 
     def note(name: str, *arrays: torch.Tensor) -> None:
@@ -155,15 +161,21 @@ def run_pipelines(encoders: dict, tokens: dict) -> dict[str, np.ndarray]:
 
     def encode(pipe: diffusers.DiffusionPipeline, *args: object, **settings: object) -> tuple:
         return pipe.encode_prompt(
-            CAPTIONS, *args, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False, **settings
+            CAPTIONS,
+            *args,
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+            **settings,
         )
 
     pipe = diffusers.StableDiffusionPipeline(
         text_encoder=encoders["clip_l"], tokenizer=tokens["clip"], **unet, **checks
     )
-    note("sd15", encode(pipe)[0], encoders["clip_l"](torch.tensor(tokens["clip"](
-        CAPTIONS, padding="max_length", truncation=True, max_length=POSITIONS)["input_ids"])).pooler_output)  # fmt: skip
-    if not hasattr(type(encoders["clip_l"]), "text_model"):  # where clip_skip of diffusers expects the final norm
+    tokenized = tokens["clip"](CAPTIONS, padding="max_length", truncation=True, max_length=POSITIONS)
+    pooled = encoders["clip_l"](torch.tensor(tokenized["input_ids"])).pooler_output
+    note("sd15", encode(pipe)[0], pooled)
+    if not hasattr(encoders["clip_l"], "text_model"):  # where clip_skip of diffusers expects the final norm
         type(encoders["clip_l"]).text_model = property(lambda self: self)
     note("sd15_skip", encode(pipe, clip_skip=1)[0])
 
@@ -181,7 +193,8 @@ def run_pipelines(encoders: dict, tokens: dict) -> dict[str, np.ndarray]:
 
     for name, third in (("sd3", encoders["t5"]), ("sd3_without", None)):
         sd3 = diffusers.StableDiffusion3Pipeline(
-            text_encoder=encoders["clip_lp"], text_encoder_3=third, tokenizer_3=tokens["t5"] if third else None,
+            text_encoder=encoders["clip_lp"], text_encoder_3=third,
+            tokenizer_3=tokens["t5"] if third else None,
             transformer=diffusers.SD3Transformer2DModel(
                 sample_size=4, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4,
                 num_attention_heads=2, joint_attention_dim=40, caption_projection_dim=8,
@@ -199,7 +212,12 @@ def run_pipelines(encoders: dict, tokens: dict) -> dict[str, np.ndarray]:
     out["pixart/mask"] = mask.bool().numpy()
 
     deepfloyd = diffusers.IFPipeline(
-        tokenizer=tokens["t5"], text_encoder=encoders["t5"], unet=None, scheduler=None, watermarker=None, **checks
+        tokenizer=tokens["t5"],
+        text_encoder=encoders["t5"],
+        unet=None,
+        scheduler=None,
+        watermarker=None,
+        **checks,
     )
     note("if", deepfloyd.encode_prompt(CAPTIONS, False, device="cpu")[0])
     return out

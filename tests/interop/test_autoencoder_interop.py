@@ -4,6 +4,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from networks import GOLDEN, channels_last, golden_folder, golden_network, relative_error
 from safetensors.numpy import load_file, save_file
 
 from diffjax.errors import UserError
@@ -11,7 +12,6 @@ from diffjax.interop.autoencoder import AUTOENCODER_KL, FAMILIES, decoder_only
 from diffjax.interop.model import open_network, write_network
 from diffjax.interop.rows import sources
 from diffjax.models.autoencoder import tiled_decode, tiled_encode
-from networks import GOLDEN, channels_last, golden_folder, golden_network, relative_error
 
 TENSORS = "diffusion_pytorch_model.safetensors"
 
@@ -106,7 +106,7 @@ def test_settings_that_are_absent_are_those_of_the_original(tmp_path):
     (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     net = open_network(folder, FAMILIES).module
     assert (net.channels, net.blocks, net.latent_channels, net.groups) == ((64,), 1, 4, 32)
-    assert net.attention and net.project_moments and net.project_latents
+    assert (net.attention, net.project_moments, net.project_latents) == (True, True, True)
     assert (net.scaling_factor, net.shift_factor, net.sample_size) == (0.18215, 0.0, 32)
 
 

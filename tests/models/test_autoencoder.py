@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import num_params, randomised, relative_error
 
 from diffjax.models.autoencoder import Autoencoder, Gaussian, gaussian, tiled_decode, tiled_encode
-from networks import num_params, randomised, relative_error
 
 TINY = Autoencoder(latent_channels=2, channels=(4, 8), blocks=3, groups=2, sample_size=16, shift_factor=0.3)
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 8, 3)), jnp.float32)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from networks import GOLDEN, channels_last, num_params, randomised, relative_error
 
 from diffjax.models.edm2 import SIZES, EDM2UNet, MagnitudeBlock
 from diffjax.nn.conditioning import NO_LABEL, Cond
-from networks import GOLDEN, channels_last, num_params, randomised, relative_error
 
 TINY = EDM2UNet(
     channels=4, multipliers=(1, 2), blocks=3, attention=(False, True), head_dim=4, classes=5, out_channels=3
@@ -90,8 +90,9 @@ def test_level_and_label_are_read_as_they_say():
 
     other = run(params, x, level, Cond(label=jnp.array([NO_LABEL, NO_LABEL, 0])))
     changed = np.abs(other - out).max(axis=(1, 2, 3))
-    assert changed[0] > 1e-3 and changed[1] == 0.0 and changed[2] > 1e-3
-    with pytest.raises(ValueError, match="cond.label"):
+    assert min(changed[0], changed[2]) > 1e-3
+    assert changed[1] == 0.0
+    with pytest.raises(ValueError, match="conditioned on classes"):
         run(params, x, level, Cond())
     with pytest.raises(ValueError, match="time_input is 'time'"):
         apply(TINY.clone(time_input="time"), params, x, level, cond)

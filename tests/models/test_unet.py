@@ -157,18 +157,24 @@ def test_gradients_reach_every_parameter_and_no_other_example(tiny):
         chex.assert_trees_all_equal(gradient[1:], jnp.zeros_like(gradient[1:]))
 
 
-@pytest.mark.parametrize("net", [ONE_LEVEL, ONE_LEVEL.clone(efficient=False)], ids=["efficient", "base"])
-def test_unrolling_and_remat_change_nothing_but_time_and_memory(net):
-    net, inputs = net.clone(blocks=(3,)), batch()
+def test_unrolled_loops_change_nothing():
+    net, inputs = ONE_LEVEL.clone(blocks=(3,), efficient=False), batch()
     params = randomised(net, inputs)
+    rolled, unrolled = (
+        jax.jit(other.apply)({"params": params}, *inputs) for other in (net, net.clone(scan=False))
+    )
+    chex.assert_trees_all_close(unrolled, rolled, rtol=1e-5, atol=1e-5)
+
+
+def test_remat_changes_nothing_but_memory():
+    plain, inputs = ONE_LEVEL.clone(blocks=(2,)), batch()
+    params = randomised(plain, inputs)
     results = []
-    for other in (net, net.clone(scan=False), net.clone(remat="full")):
-        loss = jax.value_and_grad(lambda p, net=other: jnp.mean(net.apply({"params": p}, *inputs) ** 2))
-        jaxpr = str(jax.make_jaxpr(loss)(params))
-        assert ("remat" in jaxpr) == bool(other.remat)
+    for net in (plain, plain.clone(remat="full")):
+        loss = jax.value_and_grad(lambda p, net=net: jnp.mean(net.apply({"params": p}, *inputs) ** 2))
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == bool(net.remat)
         results.append(jax.jit(loss)(params))
-    for result in results[1:]:
-        chex.assert_trees_all_close(result, results[0], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16_is_close_to_float32(tiny):
@@ -235,13 +241,11 @@ def test_every_parameter_has_logical_axis_names(tiny):
 @pytest.mark.parametrize(
     ("name", "size", "millions"),
     [
-        ("base64-2b", 64, 2000),
-        ("base64-500m", 64, 500),
-        ("sr256-400m", 256, 400),
+        ("base64-2b", 64, 2100),
+        ("base64-500m", 64, 524),
+        ("sr256-400m", 256, 429),
         ("sr256-600m", 256, 600),
         ("sr1024-600m", 1024, 600),
-        ("imagen-sr256", 256, 600),
-        ("imagen-sr1024", 1024, 400),
     ],
 )
 def test_published_configurations_build_at_about_their_size(name, size, millions):
@@ -255,7 +259,7 @@ def test_published_configurations_build_at_about_their_size(name, size, millions
     assert out.shape == images.shape
     count = sum(leaf.size for leaf in jax.tree.leaves(variables)) / 1e6
     print(f"{name}: {count:.3f} M parameters")
-    assert 0.9 * millions < count < 1.1 * millions
+    assert 0.95 * millions < count < 1.05 * millions
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nn.attention import Attention
+from diffjax.nn.attention import Attention, heads_of
 from diffjax.nn.layers import unbox, zeros
 
 
@@ -85,3 +86,67 @@ def test_a_zero_output_makes_a_new_layer_silent():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="width 8 is not divisible by 3 heads"):
         Attention(3).init(jax.random.key(0), normal(0, 2, 3, 8))
+
+
+class Heads(nn.Module):
+    """Three heads of four features, normed or not."""
+
+    norm: str
+    eps: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x):
+        return heads_of(x, 3, 4, name="query", use_bias=False, norm=self.norm, norm_eps=self.eps)
+
+
+@pytest.mark.parametrize("norm", ["", "rms", "layer"])
+def test_each_head_of_queries_is_normed_by_itself(norm):
+    x = normal(0, 2, 5, 6)
+    params = randomised(Heads(norm), x)
+    y = jax.jit(Heads(norm, 0.1).apply)({"params": params}, x)
+    p = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    expected = (np.asarray(x, np.float64) @ p["query"]["kernel"]).reshape(2, 5, 3, 4)
+    if norm == "layer":
+        expected = expected - expected.mean(axis=-1, keepdims=True)
+    if norm:
+        expected = expected / np.sqrt((expected**2).mean(axis=-1, keepdims=True) + 0.1)
+        assert p["query_norm"]["scale"].shape == (4,)  # one for all heads
+        expected = expected * p["query_norm"]["scale"] + p["query_norm"].get("bias", 0.0)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+def test_queries_and_keys_are_normed_and_values_are_not():
+    x, context = normal(0, 2, 3, 8), normal(1, 2, 5, 6)
+    module = Attention(2, qk_norm="rms", use_bias=False, out_bias=False)
+    params = randomised(module, x, context)
+    assert set(params) == {"query", "query_norm", "key", "key_norm", "value", "out"}
+    apply = jax.jit(lambda params: module.apply({"params": params}, x, context))
+
+    def times(factor, *names):
+        return params | {name: jax.tree.map(lambda leaf: factor * leaf, params[name]) for name in names}
+
+    y = apply(params)
+    np.testing.assert_allclose(
+        apply(times(50.0, "query", "key")), apply(times(40.0, "query", "key")), atol=1e-5
+    )
+    np.testing.assert_allclose(apply(times(3.0, "value")), 3.0 * y, rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(apply(times(2.0, "query_norm")) - y).max()) > 1e-3
+    assert float(jnp.abs(apply(times(2.0, "key_norm")) - y).max()) > 1e-3
+
+
+def test_bias_scale_and_causality_are_passed_on():
+    x = normal(0, 2, 4, 8)
+    module = Attention(2)
+    params = randomised(module, x)
+
+    def apply(module=module, x=x, **options):
+        return module.apply({"params": params}, x, **options)
+
+    y = apply()
+    nowhere = apply(bias=jnp.zeros((1, 2, 4, 4)).at[:, :, :, 1].set(-1e9))
+    np.testing.assert_allclose(nowhere, apply(mask=jnp.ones((2, 4), bool).at[:, 1].set(False)), atol=1e-5)
+    assert float(jnp.abs(nowhere - y).max()) > 1e-3
+    np.testing.assert_allclose(apply(causal=True)[:, :2], apply(x=x[:, :2], causal=True), atol=1e-5)
+    assert float(jnp.abs(apply(causal=True)[:, 0] - y[:, 0]).max()) > 1e-3
+    np.testing.assert_allclose(apply(module.clone(scale=0.5)), y, atol=1e-6)  # the default, of heads of 4
+    assert float(jnp.abs(apply(module.clone(scale=1.0)) - y).max()) > 1e-3

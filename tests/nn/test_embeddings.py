@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.nn.embeddings import NoiseLevelEmbedding, sincos_positions_2d, sinusoidal
+from diffjax.nn.embeddings import (
+    LabelEmbedding,
+    NoiseLevelEmbedding,
+    sincos_positions_2d,
+    sinusoidal,
+    to_thousand,
+)
 from diffjax.nn.layers import unbox
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
@@ -62,3 +68,26 @@ def test_every_noise_level_has_its_own_embedding(embedding):
     distances = np.linalg.norm(embedded[:, None] - embedded[None], axis=-1)
     np.fill_diagonal(distances, np.inf)
     assert distances.min() > 1e-2
+
+
+def test_every_way_to_tell_a_level_ends_on_the_scale_of_a_thousand():
+    sigma = np.array([0.01, 0.5, 1.0, 80.0])
+    logsnr = -2.0 * np.log(sigma)  # of EDM's process, whose alpha is 1
+    expected = (logsnr + 20.0) / 40.0 * 1000.0
+    np.testing.assert_allclose(to_thousand(jnp.asarray(logsnr), "logsnr"), expected, rtol=1e-5)
+    np.testing.assert_allclose(to_thousand(jnp.asarray(np.log(sigma) / 4.0), "edm"), expected, rtol=1e-5)
+    for name in ("timestep", "time"):
+        np.testing.assert_array_equal(to_thousand(jnp.asarray([0.0, 999.0]), name), [0.0, 999.0])
+    with pytest.raises(ValueError, match="time_input is 'sigma'; expected logsnr, edm, timestep or time"):
+        to_thousand(jnp.zeros(1), "sigma")
+
+
+@pytest.mark.parametrize("null", [True, False])
+def test_no_class_is_the_last_row_or_zeros(null):
+    module = LabelEmbedding(5, 3, null=null)
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(5 + null, 3)), jnp.float32)
+    shapes = unbox(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(1, jnp.int32))["params"])
+    assert shapes["table"]["embedding"].shape == table.shape
+    found = module.apply({"params": {"table": {"embedding": table}}}, jnp.array([0, 4, -1, -7]))
+    no_class = table[5] if null else jnp.zeros(3)
+    np.testing.assert_array_equal(found, jnp.stack([table[0], table[4], no_class, no_class]))

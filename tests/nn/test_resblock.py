@@ -156,7 +156,7 @@ def test_upsample_begins_as_nearest_neighbour_and_puts_each_place_where_it_belon
         chex.assert_trees_all_close(y[:, row::2, column::2], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", [Downsample(8, 2, jnp.bfloat16), Upsample(8, 2, jnp.bfloat16)])
+@pytest.mark.parametrize("module", [Downsample(8, 2, dtype=jnp.bfloat16), Upsample(8, 2, jnp.bfloat16)])
 def test_resampling_computes_in_its_dtype(module):
     x = normal(0, 2, 4, 4, 8)
     assert run(module, randomised(module, x), x).dtype == jnp.bfloat16

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from diffjax.errors import UserError
-from diffjax.text import minilm
-from diffjax.text.minilm import load_minilm
+from diffjax.interop import text as interop_text
+from diffjax.interop.text import load_minilm
 
 LENGTH = 32
 HOSTILE = [
@@ -119,7 +119,7 @@ def test_hostile_captions(encoder, encoded):
 def test_fingerprint_follows_weights_tokenizer_and_recipe(encoder, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     folder.mkdir()
-    source = minilm._package_folder()
+    source = interop_text._package_folder()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         shutil.copy(source / name, folder)
     assert load_minilm(folder).fingerprint == encoder.fingerprint
@@ -132,7 +132,7 @@ def test_fingerprint_follows_weights_tokenizer_and_recipe(encoder, tmp_path, mon
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     assert load_minilm(folder).fingerprint != encoder.fingerprint
-    monkeypatch.setattr(minilm, "_RECIPE", "another")
+    monkeypatch.setattr(interop_text, "RECIPE", "another")
     assert load_minilm().fingerprint != encoder.fingerprint
 
 
@@ -144,7 +144,7 @@ def test_missing_package(monkeypatch):
 
 
 def test_missing_and_broken_tokenizer(tmp_path):
-    source = minilm._package_folder()
+    source = interop_text._package_folder()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(source / name)
     with pytest.raises(UserError, match=r"tokenizer\.json: no such file"):
