@@ -40,7 +40,7 @@ from diffjax.diffusion.resampling import LossHistory
 from diffjax.errors import UserError
 from diffjax.interop.pipeline import open_pipeline
 from diffjax.interop.text import load_minilm, open_text_encoder
-from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d
+from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d, unet2d_sizes
 from diffjax.models.dit import DiT
 from diffjax.nn import magnitude
 from diffjax.nn.conditioning import Cond
@@ -65,7 +65,7 @@ MODELS = {
 SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "dit": dit_sizes.SIZES,
     "unet": unet.SIZES,
-    "unet2d": getattr(unet2d, "SIZES", {}),
+    "unet2d": unet2d_sizes.SIZES,
     "edm2": edm2.SIZES,
     "mmdit": mmdit.SIZES,
     "flux": flux.SIZES,

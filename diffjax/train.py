@@ -33,8 +33,8 @@ from diffjax.experiment import (
     check_sampler,
     null_zeros,
     text_widths,
-    with_text_length,
     to_cond,
+    with_text_length,
 )
 from diffjax.latents import Codec, open_codec
 from diffjax.nn.layers import axis_rules

@@ -8,14 +8,25 @@ import pytest
 
 from diffjax import experiment
 from diffjax.config import is_cascade, to_json
+from diffjax.train import train
+from diffjax.training.checkpoint import Checkpoints
+from diffjax.training.state import count_params
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.name != "__init__.py")
 MINILM_EMBED = 384
 
 
-def load(path):
-    return importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts)).get_config()
+def load(path, variant=""):
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    return module.get_config(*[variant] if variant else [])
+
+
+def widths_of(stage):
+    """The widths of the text that a stage is told: MiniLM's, T5-XXL's, or those of SD3's three encoders."""
+    if stage.text.encoder == "minilm":
+        return {"text_embed": MINILM_EMBED}
+    return {"text_embed": 4096, "pooled_embed": 2048 if stage.model.name == "mmdit" else 4096}
 
 
 def stages_of(config):
@@ -38,11 +49,57 @@ def test_builds(path):
     config = load(path)
     to_json(config)
     for stage in stages_of(config).values():
-        experiment.build_stage(stage, text_embed=MINILM_EMBED)
+        model = experiment.build_stage(stage, **widths_of(stage))
         experiment.build_optimizer(stage)
-        experiment.build_sampler(stage.preview.sampler, "preview.sampler")
-    for name in config.get("stages", ()):
-        experiment.build_sampler(config.stages[name].sampler, name)
+        settings = experiment.build_sampler(stage.preview.sampler, "preview.sampler")
+        experiment.check_sampler(model.stage, settings, "preview.sampler")
+    for name, entry in config.get("stages", {}).items():
+        if "public" not in entry:  # those have the checkpoint's own sampler
+            experiment.build_sampler(entry.sampler, name)
+
+
+# Parameters in millions, as published or as the papers' tables round them.
+PUBLISHED = {
+    ("dit/imagenet256", "S/2"): 33,
+    ("dit/imagenet256", "B/2"): 130,
+    ("dit/imagenet256", "L/2"): 458,
+    ("dit/imagenet256", "XL/2"): 675,
+    ("sit/imagenet256", "XL/2"): 675,
+    ("jit/imagenet256", "B/16"): 131,
+    ("jit/imagenet256", "L/16"): 459,
+    ("jit/imagenet256", "H/16"): 953,
+    ("edm2/imagenet512", "xs"): 125,
+    ("edm2/imagenet512", "s"): 280,
+    ("edm2/imagenet512", "m"): 498,
+    ("edm2/imagenet512", "l"): 777,
+    ("edm2/imagenet512", "xl"): 1119,
+    ("edm2/imagenet512", "xxl"): 1523,
+    ("ddpm/cifar10", ""): 35.7,
+    ("flow/cifar10", "ot"): 35.7,
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), PUBLISHED, ids="-".join)
+def test_recipes_have_the_published_number_of_parameters(name, variant):
+    config = load(ROOT / "configs" / f"{name}.py", variant)
+    shapes = experiment.build_stage(config, **widths_of(config)).shapes
+    count = count_params(shapes["net"] if config.diffusion.uncertainty else shapes)
+    # Some tables round up, and some do not count the fixed positions.
+    assert count / 1e6 == pytest.approx(PUBLISHED[name, variant], rel=0.005)
+
+
+TINY = [path for path in FILES if '"tiny"' in path.read_text()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TINY, ids=lambda path: "-".join(path.relative_to(ROOT / "configs").parts))
+def test_the_tiny_variant_of_a_recipe_trains(path, cache_dir, tmp_path):
+    config = load(path, "tiny")
+    config.data.cache_dir = str(cache_dir)
+    train(config, tmp_path)
+    restored = Checkpoints(tmp_path)
+    assert restored.latest_step() == 10
+    restored.close()
 
 
 @pytest.mark.parametrize(("low", "high"), [("base64", "sr256"), ("sr256", "sr1024")])

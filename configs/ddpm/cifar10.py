@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.source, config.data.name, config.data.resolution = "tfds", "cifar10", 32
     config.data.flip = True
     config.conditions = ()
-    config.model = ConfigDict({"name": "unet2d", "size": "ddpm_cifar10", "dropout": 0.1})
+    config.model = ConfigDict({"name": "unet2d", "size": "DDPM-CIFAR10", "dropout": 0.1})
     diffusion = config.diffusion
     diffusion.schedule = ConfigDict({"name": "ddpm"})
     diffusion.prediction.name = diffusion.target.name = "eps"

@@ -48,7 +48,15 @@ def get_config(variant: str = "B/16") -> ConfigDict:
         threshold=ConfigDict({"name": "none"}),
     )
     if variant == "tiny":
-        shape = {"patch": 4, "embed": 64, "depth": 3, "heads": 2, "bottleneck": 16, "classes": 2000, "text": ""}
+        shape = {
+            "patch": 4,
+            "embed": 64,
+            "depth": 3,
+            "heads": 2,
+            "bottleneck": 16,
+            "classes": 2000,
+            "text": "",
+        }
         kind = {"norm": "rms", "qk_norm": "rms", "activation": "silu", "gated": True}
         tokens = {"positions": "sincos+rotary", "class_tokens": 4, "class_tokens_from": 1}
         tiny(config, **shape, **kind, **tokens)

@@ -19,7 +19,7 @@ _BLOCKS = {  # attention, and what changes the resolution; None: what the config
     "CrossAttnDownBlock2D": ("transformer", "conv"),
     "SimpleCrossAttnDownBlock2D": ("joint", "block"),
 }
-_MIDDLES = {  # residual blocks, and the attention between them
+_MIDDLES: dict[str | None, tuple[int, str]] = {  # residual blocks, and the attention between them
     "UNetMidBlock2DCrossAttn": (2, "transformer"),
     "UNetMidBlock2DSimpleCrossAttn": (2, "joint"),
     "UNetMidBlock2D": (1, ""),
@@ -28,7 +28,7 @@ _MIDDLES = {  # residual blocks, and the attention between them
 _RESAMPLE = {"conv": "conv", "resnet": "block"}
 _MODULATIONS = {"default": "add", "scale_shift": "scale_shift"}
 _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "relu": "relu", "swish": "silu"}
-_VECTOR_ACTIVATIONS = {None: "identity", **_ACTIVATIONS}
+_VECTOR_ACTIVATIONS: dict[str | None, str] = {None: "identity", **_ACTIVATIONS}
 _MOST_BLOCKS = 64  # of a level
 
 
@@ -84,6 +84,17 @@ def _levels(down: Sequence[str], up: Sequence[str], middle: str) -> list[tuple[s
     return [*zip(down, up or down, ("",) * (len(down) - 1) + (middle,), strict=True)]
 
 
+def _layered(levels: Sequence[tuple[str, str, str]]) -> list[bool]:
+    """Which levels have transformer layers; those without any attention are taken to be like the others."""
+    other = any("transformer" in kinds for kinds in levels)
+    return ["transformer" in kinds if any(kinds) else other for kinds in levels]
+
+
+def _short(values: Sequence[Any]) -> Any:
+    """One number for all where they are equal."""
+    return values[0] if len({*values}) == 1 and isinstance(values[0], int) else [*values]
+
+
 def _kinds(types: Sequence[str], way: str, resample: str) -> list[tuple[str, str]]:
     """Attention and resampling of the levels whose blocks are of these types."""
     table = {name.replace("Down", way): kind for name, kind in _BLOCKS.items()}
@@ -97,12 +108,11 @@ def _common(
 ) -> dict[str, Any]:
     """The attributes that networks of both classes have."""
     keys = ("block_out_channels", "down_block_types", "up_block_types")
-    channels, down, up = (config.get(key) for key in keys)
-    if not all(isinstance(value, list | tuple) and 1 <= len(value) <= 16 for value in (channels, down, up)):
-        raise UserError(f"config.json: expected {', '.join(keys)} of up to 16 levels.")
+    lists = [config.get(key) for key in keys]
+    channels, down, up = ([*value] if isinstance(value, list | tuple) else [] for value in lists)
     count = len(channels)
-    if len(down) != count or len(up) != count:
-        raise UserError(f"config.json: {', '.join(keys)} have different lengths.")
+    if not 1 <= count <= 16 or len(down) != count or len(up) != count:
+        raise UserError(f"config.json: expected {', '.join(keys)}, each of the same 1 to 16 levels.")
     require(config, time_embedding_type="positional", center_input_sample=False)
     require(config, freq_shift=(0, 1), downsample_padding=(0, 1), flip_sin_to_cos=(True, False))
     require(config, class_embed_type=("timestep", "projection"))
@@ -146,13 +156,15 @@ def _build(config: Mapping[str, Any], store: Store) -> UNet2D:
     one_head = "attention_head_dim" in config and config["attention_head_dim"] is None
     width = number(config, "attention_head_dim", 8)
     groups = _optional(config, "attn_norm_num_groups")
+    unsaid = 0 if common["modulation"] == "add" else None
     return UNet2D(
         in_channels=number(config, "in_channels", 3),
         out_channels=number(config, "out_channels", 3),
         heads=tuple(1 if one_head else max(1, channels // width) for channels in common["channels"]),
         middle_blocks=middle_blocks,
         middle_attention=middle,
-        middle_groups=groups or (0 if common["modulation"] == "scale_shift" else None),
+        # null is no norm where the vector scales and shifts, else as many groups as elsewhere
+        middle_groups=None if groups in (unsaid, common["groups"]) else groups,
         **common,
     )
 
@@ -170,24 +182,27 @@ def _build_conditional(config: Mapping[str, Any], store: Store) -> UNet2D:
 
     heads = []
     given = _numbers(config, "attention_head_dim", count, 8)
-    for width, *values, kinds in zip(common["channels"], given, given[::-1], given, levels, strict=True):
+    layered = _layered(levels)
+    for width, *values, kinds, many in zip(
+        common["channels"], given, given[::-1], given, levels, layered, strict=True
+    ):
         # Despite its name it is the number of heads where there are transformer layers. Where there are none,
         # diffusers takes it for the way up in the order of the way down.
         numbers = {
-            values[0] if kind == "transformer" else max(1, width // value)
+            values[0] if many else max(1, width // value)
             for value, kind in zip(values, kinds, strict=True)
-            if kind
+            if kind or not any(kinds)
         }
-        if len(numbers) > 1:
-            raise UserError(
-                "config.json: attention_head_dim means several numbers of heads at one resolution."
-            )
-        heads.append(numbers.pop() if numbers else 1)
+        if len(numbers) > 1 or (many and {*kinds} & {"self", "joint"}):
+            raise UserError("config.json: attention_head_dim means several numbers of heads at one resolution.")
+        heads.append(numbers.pop())
 
     # Only these blocks heed the two settings; here all blocks do.
     ways = ("attention", "resample"), ("up_attention", "up_resample")
-    kinds = [kind for a, r in ways for kind in zip(common[a], common[r] or common["resample"], strict=False)]
-    heeding = {how == "block" and kind != "self" for kind, how in kinds}
+    blocks_kinds = [
+        kind for a, r in ways for kind in zip(common[a], common[r] or common["resample"], strict=False)
+    ]
+    heeding = {how == "block" and kind != "self" for kind, how in blocks_kinds}
     divisor = _real(config, "resnet_out_scale_factor", 1.0) if True in heeding else 1.0
     heeding_skip = heeding | ({middle == "joint"} if middle_blocks else set())
     skip = _get(config, "resnet_skip_time_act", False) and True in heeding_skip
@@ -248,6 +263,8 @@ def _types(kinds: Sequence[str], resample: Sequence[str], way: str) -> tuple[lis
 
 def _shared_config(network: UNet2D) -> dict[str, Any]:
     """What the configurations of both classes say."""
+    if network.sinusoids not in (0, network.channels[0]):
+        raise UserError("diffusers has as many sinusoids as the first level is wide.")
     down, down_type = _types(network.attention, network.resample, "Down")
     up_kinds = network.up_attention or network.attention, network.up_resample or network.resample
     up, up_type = _types(*up_kinds, "Up")
@@ -256,7 +273,7 @@ def _shared_config(network: UNet2D) -> dict[str, Any]:
         "in_channels": network.in_channels,
         "out_channels": network.out_channels,
         "block_out_channels": [*network.channels],
-        "layers_per_block": network.blocks[0] if len({*network.blocks}) == 1 else [*network.blocks],
+        "layers_per_block": _short(network.blocks),
         "down_block_types": down,
         "up_block_types": up[::-1],
         "downsample_type": down_type,
@@ -290,7 +307,9 @@ def _config(network: UNet2D) -> dict[str, Any]:
         "mid_block_type": "UNetMidBlock2D" if network.middle_blocks else None,
         "add_attention": bool(network.middle_attention),
         "attention_head_dim": sizes.pop(),
-        "attn_norm_num_groups": network.middle_groups or None,
+        "attn_norm_num_groups": (
+            network.groups if network.middle_groups is None else network.middle_groups or None
+        ),
     }
 
 
@@ -302,8 +321,8 @@ def _config_conditional(network: UNet2D) -> dict[str, Any]:
     middles = {ours: theirs for theirs, ours in _MIDDLES.items()}
     levels = _levels(network.attention, network.up_attention, network.middle_attention)
     heads = [
-        count if "transformer" in kinds else width // count
-        for width, count, kinds in zip(network.channels, network.heads, levels, strict=True)
+        count if many else width // count
+        for width, count, many in zip(network.channels, network.heads, _layered(levels), strict=True)
     ]
     if heads != heads[::-1] and any({"self", "joint"} & {*kinds} for kinds in levels):
         raise UserError("diffusers has heads of one width in blocks without transformer layers.")
@@ -311,10 +330,10 @@ def _config_conditional(network: UNet2D) -> dict[str, Any]:
     added = "text_time" if network.size_embed else "text" if network.pooling_heads else None
     return shared | {
         "mid_block_type": middles[network.middle_blocks, network.middle_attention],
-        "attention_head_dim": heads,
-        "transformer_layers_per_block": [*network.depth] or 1,
+        "attention_head_dim": _short(heads),
+        "transformer_layers_per_block": _short(network.depth or (1,)),
         "reverse_transformer_layers_per_block": [*network.up_depth[::-1]] or None,
-        "only_cross_attention": [*network.text_only] or False,
+        "only_cross_attention": _short(network.text_only or (False,)),
         "mid_block_only_cross_attention": network.middle_text_only,
         "resnet_out_scale_factor": network.divisor,
         "resnet_skip_time_act": network.block_activation == "identity",

@@ -2,8 +2,9 @@
 
 Rombach et al. 2022, arXiv:2112.10752, as the public checkpoints have it: residual blocks without a
 conditioning vector, one head of attention in the middle, four latent channels (Stable Diffusion, SDXL) or
-sixteen (SD3, FLUX). `Autoencoder` speaks of latents z as the network knows them and of latents as a diffusion model sees
-them: shifted and scaled to about unit variance; `to_latents` and `from_latents` go between the two.
+sixteen (SD3, FLUX). `Autoencoder` speaks of z, latents as the network knows them, and of latents as a
+diffusion model sees them: shifted and scaled to about unit variance. `to_latents` and `from_latents` go
+between the two.
 
 What an image too large for the memory needs, `tiled_encode` and `tiled_decode`, are functions outside.
 """

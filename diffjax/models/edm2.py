@@ -38,8 +38,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "xl": {"channels": 384},
     "xxl": {"channels": 448},
 }
-"""The published networks, of 125 M to 1523 M parameters, for latents of ImageNet-512 (64 x 64, `out_channels` 4)
-and, with the same attributes but `out_channels` 3, for pixels of ImageNet-64."""
+"""The published networks, of 125 M to 1523 M parameters: for the 64 x 64 latents of ImageNet-512 and, with an
+`out_channels` of 3, for the pixels of ImageNet-64."""
 RESIDUAL_BALANCE = 0.3
 CLIP = 256.0  # keeps half precision from overflowing where a sum of many blocks grows
 

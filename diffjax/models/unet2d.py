@@ -10,8 +10,8 @@ DDPM (Ho et al., 2020)        `self`          `conv`      `add`            the n
 ADM (Dhariwal & Nichol 2021)  `self`          `block`     `scale_shift`    a class
 Stable Diffusion (Rombach     `transformer`   `conv`      `add`            text
 et al., 2022), 2, XL                                                       XL: pooled text and sizes, too
-DeepFloyd IF (2023)           `joint`         `block`     `scale_shift`    text, as tokens and pooled; II, III:
-                                                                           the low-resolution image's noise
+DeepFloyd IF (2023)           `joint`         `block`     `scale_shift`    text, as tokens and pooled; from
+                                                                           II on the noise of `cond.low_res`
 ============================  ==============  ==========  ===============  ===================================
 
 Not to be confused with Imagen's own U-Nets in `diffjax.models.unet`.
@@ -54,7 +54,7 @@ class UNet2D(nn.Module):
       text_only: which levels never attend to the feature map; empty: none.
       resample: what follows each level's blocks, but the last's, and halves the resolution: "conv", a strided
         convolution, or "block", a residual block.
-      up_resample: what follows each level's blocks, but the first's, on the way up; empty: as on the way down.
+      up_resample: what follows each level's blocks, but the first's, on the way up; empty: as `resample`.
       down_padding: of the strided convolutions: 1, or 0 for one row and column at the lower right (DDPM).
       middle_blocks: residual blocks between the ways down and up: 0, 1 or 2.
       middle_attention: between two of them.
@@ -70,6 +70,7 @@ class UNet2D(nn.Module):
       groups: of the norms.
       epsilon: of the norms.
       embed: width of the conditioning vector; 0: four times that of the first level.
+      sinusoids: of the noise level; 0: as many as the first level is wide.
       time_input: what the noise level is; see `to_thousand`.
       sine_first: the sinusoids of noise levels and sizes begin with sines.
       shift: of those sinusoids; see `sinusoidal`.
@@ -118,6 +119,7 @@ class UNet2D(nn.Module):
     groups: int = 32
     epsilon: float = 1e-5
     embed: int = 0
+    sinusoids: int = 0
     time_input: str = "timestep"
     sine_first: bool = False
     shift: int = 0
@@ -243,23 +245,24 @@ class UNet2D(nn.Module):
     def _vector(self, level: jax.Array, cond: Cond) -> jax.Array:
         """What all residual blocks are told, `[batch, embed]`."""
         embed = self.embed or 4 * self.channels[0]
-        sinusoids: dict[str, Any] = {"sine_first": self.sine_first, "shift": self.shift}
+        features = self.sinusoids or self.channels[0]
+        order: dict[str, Any] = {"sine_first": self.sine_first, "shift": self.shift}
 
         def embedded(name: str) -> NoiseLevelEmbedding:
             return NoiseLevelEmbedding(
                 embed,
-                self.channels[0],
+                features,
                 self.time_input,
                 activation=self.activation,
                 dtype=self.dtype,
                 name=name,
-                **sinusoids,
+                **order,
             )
 
         added = None
         if self.guidance_embed and cond.guidance is not None:
             scale = sinusoidal(1000.0 * (cond.guidance - 1.0), self.guidance_embed, sine_first=True, shift=1)
-            added = dense(self.channels[0], use_bias=False, dtype=self.dtype, name="guidance")(scale)
+            added = dense(features, use_bias=False, dtype=self.dtype, name="guidance")(scale)
         vector = embedded("noise_level")(level, added)
         if self.aug_level:
             vector = vector + embedded("aug_level")(_given(cond, "aug_level"))
@@ -273,7 +276,7 @@ class UNet2D(nn.Module):
             pooled = _given(cond, "pooled").astype(jnp.float32)
             if self.size_embed:
                 size = _given(cond, "size")
-                sizes = sinusoidal(size.reshape(-1), self.size_embed, **sinusoids)
+                sizes = sinusoidal(size.reshape(-1), self.size_embed, **order)
                 pooled = jnp.concatenate([pooled, sizes.reshape(len(size), -1)], axis=-1)
             vector = vector + Mlp(embed, "silu", features=embed, dtype=self.dtype, name="pooled")(pooled)
         return ACTIVATIONS[self.vector_activation](vector)
@@ -313,7 +316,7 @@ class UNet2D(nn.Module):
             raise ValueError(f"images of {height}x{width}; this network needs multiples of {stride}")
         if channels != self.in_channels:
             raise ValueError(
-                f"{channels} channels, with those of cond.low_res; this network has in_channels {self.in_channels}"
+                f"{channels} channels, with those of cond.low_res; in_channels is {self.in_channels}"
             )
 
 

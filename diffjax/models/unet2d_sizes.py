@@ -47,7 +47,7 @@ def _sizes() -> dict[str, dict[str, Any]]:
             **others,
         }
 
-    def adm(side: int, width: int, multipliers: tuple[int, ...], blocks_each: int = 2) -> dict[str, Any]:
+    def adm(side: int, width: int, multipliers: tuple[int, ...], depth: int = 2) -> dict[str, Any]:
         channels = tuple(width * multiplier for multiplier in multipliers)
         count = len(channels)
         attends = tuple("self" if side >> level in (8, 16, 32) else "" for level in range(count))
@@ -55,9 +55,8 @@ def _sizes() -> dict[str, dict[str, Any]]:
             "in_channels": 3,
             "out_channels": 6,
             "channels": channels,
-            "blocks": (blocks_each,) * count,
+            "blocks": (depth,) * count,
             "attention": attends,
-            # In the largest two 4 heads of any width at 128, else heads of width 64.
             "heads": tuple(4 if side == 128 else each // 64 for each in channels),
             "resample": ("block",) * count,
             "modulation": "scale_shift",
@@ -81,7 +80,7 @@ def _sizes() -> dict[str, dict[str, Any]]:
         "ADM-64": adm(64, 192, (1, 2, 3, 4), 3),
         "ADM-128": adm(128, 256, (1, 1, 2, 3, 4)),
         "ADM-256": adm(256, 256, (1, 1, 2, 2, 4, 4)),
-        "ADM-512": adm(512, 256, (1, 1, 2, 2, 4, 4)) | {},
+        "ADM-512": adm(512, 128, (1, 2, 2, 4, 4, 8, 8)) | {"embed": 1024, "sinusoids": 256},
         "DDPM-CIFAR10": ddpm,
     }
 

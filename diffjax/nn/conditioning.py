@@ -108,7 +108,7 @@ class TextProjection(nn.Module):
 
 
 class TextPooling(nn.Module):
-    """Token states to one vector by attention, asked by their mean (DeepFloyd IF; after CLIP's image pooling).
+    """Token states to one vector by attention, asked by their mean (DeepFloyd IF; as CLIP pools images).
 
     Attributes:
       features: width of the vector.

@@ -110,13 +110,9 @@ class LabelEmbedding(nn.Module):
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
         """`[batch] int32 -> [batch, features]`."""
-        rows = jnp.where(label < 0, self.classes, label)
-        if self.null:
-            return embedding(self.classes + 1, self.features, dtype=self.dtype, name="table")(rows)
-        vectors = embedding(self.classes, self.features, dtype=self.dtype, name="table")(
-            jnp.maximum(label, 0)
-        )
-        return jnp.where(label[:, None] < 0, 0.0, vectors)
+        table = embedding(self.classes + self.null, self.features, dtype=self.dtype, name="table")
+        vectors = table(jnp.where(label < 0, self.classes if self.null else 0, label))
+        return vectors if self.null else jnp.where(label[:, None] < 0, 0.0, vectors)
 
 
 class LevelLabelEmbedding(nn.Module):

@@ -131,5 +131,5 @@ def _unit(weight: jax.Array) -> jax.Array:
 
 
 def _inputs(ndim: int) -> tuple[int, ...]:
-    """The axes of a weight that are summed over: of `[in, out]` or `[h, w, in, out]`, or of a stack of these."""
+    """The axes that are summed over of a weight `[in, out]` or `[h, w, in, out]`, or of a stack of them."""
     return (-2,) if ndim < 4 else (-4, -3, -2)

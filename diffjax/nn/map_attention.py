@@ -20,8 +20,8 @@ TOKENS = ("batch", "length", "embed")
 class MapAttention(nn.Module):
     """Attention of every place of a feature map to every other and, given text, to its tokens at once.
 
-    Without text it is DDPM's (Ho et al., 2020); with text it is GLIDE's (Nichol et al., 2021), as DeepFloyd IF
-    has it.
+    Without text it is DDPM's (Ho et al., 2020); with text it is GLIDE's (Nichol et al., 2021) and DeepFloyd
+    IF's.
 
     Attributes:
       heads: number of heads; the width of the feature map must be divisible by it.

@@ -50,7 +50,9 @@ IF = {
     "resnet_time_scale_shift": "scale_shift",
     "cross_attention_norm": "group_norm",
 }
-CASES: dict[str, tuple[type, dict[str, Any], list[str]]] = {  # class, config, tensors whose gradients are wanted
+CASES: dict[
+    str, tuple[type, dict[str, Any], list[str]]
+] = {  # class, config, tensors whose gradients are wanted
     "sd": (
         UNet2DConditionModel,
         SD,

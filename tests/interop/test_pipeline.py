@@ -219,7 +219,7 @@ def test_what_cannot_be_opened(tmp_path, class_name, extra, parts, message):
 def test_folders_that_are_none(tmp_path):
     with pytest.raises(UserError, match="is no folder; expected a checkpoint of diffusers"):
         open_pipeline(tmp_path / "gone")
-    with pytest.raises(UserError, match="has neither model_index.json nor config.json"):
+    with pytest.raises(UserError, match=r"has neither model_index.json nor config.json"):
         open_pipeline(tmp_path)
     (tmp_path / "model_index.json").write_text("[]")
     with pytest.raises(UserError, match="expected a JSON object"):
@@ -249,7 +249,7 @@ def test_a_link_out_of_the_checkpoint_is_refused(tmp_path, what):
     else:
         (folder / "vae").mkdir()
         (folder / "vae" / "config.json").symlink_to(tmp_path / "vae" / "config.json")
-    with pytest.raises(UserError, match="is a link out of the checkpoint, to .*; put the file in its place"):
+    with pytest.raises(UserError, match=r"is a link out of the checkpoint, to .*; put the file in its place"):
         open_pipeline(folder)
 
 

@@ -14,7 +14,7 @@ TINY = EDM2UNet(
     channels=4, multipliers=(1, 2), blocks=3, attention=(False, True), head_dim=4, classes=5, out_channels=3
 )
 
-ONE_LEVEL = TINY.clone(multipliers=(1,), attention=(True,))
+ONE_LEVEL = TINY.clone(multipliers=(1,), attention=(True,), blocks=2)
 
 
 @functools.cache
@@ -54,19 +54,24 @@ def test_output_and_gradients_are_those_of_the_equations():
         assert relative_error(flat[path], gradient) < 1e-4, path
 
 
-def test_an_unrolled_loop_and_remat_change_nothing():
+def test_an_unrolled_loop_changes_nothing():
+    arrays, params, inputs = golden()
+    out = jax.jit(functools.partial(apply, TINY.clone(scan=False)))(params, *inputs)
+    assert relative_error(out, channels_last(arrays["out"])) < 1e-4
+
+
+def test_remat_changes_nothing_but_memory():
     inputs = golden()[2]
     params = randomised(ONE_LEVEL, *inputs, scale=1.0)
-    grads, out = gradients(ONE_LEVEL, params, *inputs, inputs[0])
-    assert float(jnp.abs(out).max()) > 0.1
-    for net in (ONE_LEVEL.clone(scan=False), ONE_LEVEL.clone(remat="full")):
-        assert ("remat" in str(jax.make_jaxpr(functools.partial(apply, net))(params, *inputs))) == bool(
-            net.remat
-        )
-        other_grads, other = gradients(net, params, *inputs, inputs[0])
-        assert relative_error(other, out) < 1e-5
-        for a, b in zip(jax.tree.leaves(other_grads), jax.tree.leaves(grads), strict=True):
-            assert relative_error(a, b) < 1e-4
+    results = []
+    for net in (ONE_LEVEL, ONE_LEVEL.clone(remat="full")):
+        jaxpr = str(jax.make_jaxpr(functools.partial(apply, net))(params, *inputs))
+        assert ("remat" in jaxpr) == bool(net.remat)
+        grads, out = gradients(net, params, *inputs, inputs[0])
+        results.append(jax.tree.leaves((grads, out)))
+    assert float(jnp.abs(results[0][-1]).max()) > 0.1
+    for a, b in zip(*results, strict=True):
+        assert relative_error(a, b) < 1e-4
 
 
 def flat_golden():

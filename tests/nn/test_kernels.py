@@ -109,17 +109,11 @@ def test_long_products_are_not_kept_for_the_backward_pass():
 
 @pytest.mark.parametrize(
     ("sizes", "options"),
-    [
-        ((130, 70, 16), {"mask": True, "bias": True}),
-        ((20, 300, 8), {}),
-        ((140, 140, 160), {"causal": True, "mask": True}),
-    ],
-    ids=["masked", "keys that fill no block", "causal"],
+    [((130, 70, 16), {"mask": True, "bias": True}), ((200, 140, 160), {"causal": True})],
+    ids=["masked", "causal"],
 )
 def test_flash_does_the_same(sizes, options):
-    arrays, options = case(*sizes, **options)
-    if options["causal"]:
-        options["mask"] = options["mask"].at[:, 0].set(True)  # else the first query sees nothing
+    arrays, options = case(*sizes, **options, batch=1)
     with use_kernel("xla"):
         expected = value_and_gradients(arrays, options)
     with use_kernel("flash", platform="tpu"), pltpu.force_tpu_interpret_mode():

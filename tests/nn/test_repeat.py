@@ -99,7 +99,7 @@ def test_remat_gives_the_same_gradients(scan, remat):
 def test_remat_stores_less():
     x = jnp.zeros((512, 8))
     memory = {
-        remat: gradients(PARAMS, x, length=12, remat=remat)
+        remat: gradients(x, length=12, remat=remat)
         .lower(randomised(Chain(12), x, SHARED))
         .compile()
         .memory_analysis()

@@ -29,7 +29,7 @@ def params(name):
 
 
 def states(net, params, ids=IDS, mask=MASK):
-    """Token states, those of CLIP being the penultimate ones with the pooled vectors behind, all in one row."""
+    """Token states; of CLIP the penultimate ones and the pooled vectors, in a row."""
     out = net.apply({"params": params}, ids, mask, **({"skip": 1} if isinstance(net, ClipText) else {}))
     return jnp.concatenate([out.states.ravel(), out.pooled.ravel()]) if isinstance(net, ClipText) else out
 

@@ -1,0 +1,148 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+from networks import GOLDEN, channels_last, golden_folder, golden_network, relative_error
+from safetensors.numpy import load_file, save_file
+
+from diffjax.errors import UserError
+from diffjax.interop.model import open_network, write_network
+from diffjax.interop.rows import sources, to_tensors
+from diffjax.interop.unet2d import FAMILIES
+from diffjax.models.unet2d import UNet2D
+from diffjax.models.unet2d_sizes import SIZES
+from diffjax.nn.conditioning import Cond
+
+CASES = ["sd", "sdxl", "if_first", "if_second", "adm", "ddpm"]
+
+
+def run(module, params, arrays, x):
+    cond = Cond(**{name: value for name, value in arrays.items() if name in Cond._fields})
+    return module.apply({"params": params}, x, arrays["level"], cond)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "if_first", "adm", "ddpm"])
+def test_networks_predict_what_those_of_diffusers_do(tmp_path, name):
+    network, params, arrays = golden_network(tmp_path, f"unet2d_{name}", FAMILIES)
+    y = jax.jit(run, static_argnums=0)(network.module, params, arrays, channels_last(arrays["x"]))
+    assert relative_error(y, channels_last(arrays["y"])) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sd", "if_second"])
+def test_predictions_and_gradients_are_those_of_diffusers(tmp_path, name):
+    network, params, arrays = golden_network(tmp_path, f"unet2d_{name}", FAMILIES)
+
+    @jax.jit
+    def backward(params, x):
+        y, pull = jax.vjp(lambda params, x: run(network.module, params, arrays, x), params, x)
+        return y, *pull(channels_last(arrays["cotangent"]))
+
+    y, of_params, of_x = backward(params, channels_last(arrays["x"]))
+    assert relative_error(y, channels_last(arrays["y"])) < 1e-4
+    assert relative_error(of_x, channels_last(arrays["gradient/x"])) < 1e-4
+    ours = to_tensors(of_params, sources(network.family.rows(network.module), network.shapes))
+    names = [key.removeprefix("gradient/") for key in arrays if key.startswith("gradient/") and "." in key]
+    assert len(names) > 5
+    for key in names:
+        assert relative_error(ours[key], arrays[f"gradient/{key}"]) < 1e-4, key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_written_is_what_was_read(tmp_path, name):
+    network = open_network(golden_folder(tmp_path, f"unet2d_{name}"), FAMILIES)
+    write_network(tmp_path / "new", network.family, network.module, network.read())
+    original = load_file(GOLDEN / f"unet2d_{name}.safetensors")
+    written = load_file(tmp_path / "new" / "diffusion_pytorch_model.safetensors")
+    assert written.keys() == original.keys()
+    for key, tensor in original.items():
+        assert written[key].shape == tensor.shape, key
+        np.testing.assert_array_equal(written[key].view(np.uint32), tensor.view(np.uint32))
+    config = json.loads((GOLDEN / f"unet2d_{name}.json").read_text())
+    new = json.loads((tmp_path / "new" / "config.json").read_text())
+    per_level = len(config["block_out_channels"])
+    for key, value in config.items():  # what was said for each level may be said once
+        assert value in (new[key], [new[key]] * per_level), key
+    assert open_network(tmp_path / "new", FAMILIES).module == network.module
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_can_be_written(name):
+    conditional = bool(SIZES[name].get("text_embed"))
+    family = FAMILIES["UNet2DConditionModel" if conditional else "UNet2DModel"]
+    module = UNet2D(**SIZES[name])
+    if name in ("ADM-128", "ADM-512"):  # heads of several widths; more sinusoids than the first level is wide
+        with pytest.raises(UserError, match="sinusoids|heads"):
+            family.config(module)
+        return
+    config = json.loads(json.dumps(family.config(module)))
+    assert family.config(family.build(config, None)) == config
+    assert {*map(len, (config["down_block_types"], config["up_block_types"]))} == {len(module.channels)}
+
+
+def test_old_names_of_attention_are_understood(tmp_path):
+    network, params, _ = golden_network(tmp_path, "unet2d_ddpm", FAMILIES)
+    tensors = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+    for new, old in {
+        ".to_q.": ".query.",
+        ".to_k.": ".key.",
+        ".to_v.": ".value.",
+        ".to_out.0.": ".proj_attn.",
+    }.items():
+        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
+    save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
+    again = open_network(tmp_path, FAMILIES).read()
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_the_number_of_heads_is_what_diffusers_means(tmp_path):
+    """One entry means a number of heads beside transformer layers, and else the width of a head."""
+    heads = {}
+    for name in CASES:
+        (tmp_path / name).mkdir()
+        heads[name] = open_network(golden_folder(tmp_path / name, f"unet2d_{name}"), FAMILIES).module.heads
+    assert heads["sd"] == (4, 4)
+    assert heads["sdxl"] == (2, 4)
+    assert heads["if_first"] == (1, 2)
+    assert heads["ddpm"] == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("sd", {"dual_cross_attention": True}, "dual_cross_attention is True"),
+        ("sd", {"conv_in_kernel": 1}, "conv_in_kernel is 1"),
+        ("sd", {"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'"),
+        ("sd", {"down_block_types": ["KDownBlock2D", "DownBlock2D"]}, "block type is 'KDownBlock2D'"),
+        ("sd", {"down_block_types": ["DownBlock2D"]}, "each of the same 1 to 16 levels"),
+        ("sd", {"block_out_channels": [8, -12]}, "block_out_channels is -12"),
+        ("sd", {"block_out_channels": None}, "block_out_channels"),
+        ("sd", {"layers_per_block": 10**6}, "layers_per_block is 1000000"),
+        ("sd", {"layers_per_block": [1, 2, 3]}, "expected one entry or 2"),
+        ("sd", {"mid_block_type": "UNetMidBlock2DExtra"}, "mid_block_type"),
+        ("sd", {"mid_block_type": ["UNetMidBlock2D"]}, "mid_block_type"),
+        ("sd", {"act_fn": "mish"}, "act_fn is 'mish'"),
+        ("sd", {"norm_eps": "small"}, "norm_eps is 'small'"),
+        ("sd", {"cross_attention_dim": [12, 16]}, "one width for all"),
+        ("sd", {"attention_type": "gated"}, "attention_type is 'gated'"),
+        ("sd", {"addition_embed_type": "image"}, "addition_embed_type is 'image'"),
+        ("sd", {"class_embed_type": "identity"}, "class_embed_type is 'identity'"),
+        ("sd", {"attention_head_dim": 5}, "make no network"),
+        ("sd", {"norm_num_groups": 8}, "make no network"),
+        ("sdxl", {"class_embed_type": "projection"}, "text_time together"),
+        ("if_first", {"cross_attention_norm": "layer_norm"}, "cross_attention_norm is 'layer_norm'"),
+        ("if_first", {"attention_head_dim": [4, 2]}, "several numbers of heads"),
+        ("if_second", {"mid_block_type": "UNetMidBlock2D"}, "hold for a part only"),
+        ("adm", {"resnet_time_scale_shift": "ada_group"}, "resnet_time_scale_shift"),
+        ("adm", {"act_fn": "gelu"}, "act_fn is 'gelu'"),
+        ("adm", {"downsample_type": "fir"}, "downsample_type is 'fir'"),
+        ("adm", {"down_block_types": ["CrossAttnDownBlock2D", "AttnDownBlock2D"]}, "attend to text"),
+        ("ddpm", {"freq_shift": 7}, "freq_shift is 7"),
+    ],
+)
+def test_what_is_not_supported_is_refused(tmp_path, name, change, complaint):
+    folder = golden_folder(tmp_path, f"unet2d_{name}")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(UserError, match=complaint):
+        open_network(folder, FAMILIES).read()
