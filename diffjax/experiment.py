@@ -367,8 +367,8 @@ def build_encoder(config: ConfigDict, mesh: Mesh | None = None) -> TextEncoder |
 def _public_encoder(config: ConfigDict, mesh: Mesh | None) -> Any:
     if not config.text.folder:
         raise UserError(
-            "text.encoder='public' needs a folder: give --config.text.folder=FOLDER, a checkpoint of diffusers "
-            "with its text encoders."
+            "text.encoder='public' needs a folder: give --config.text.folder=FOLDER, a checkpoint of "
+            "diffusers with its text encoders."
         )
     folder = Path(config.text.folder).expanduser()
     kind = open_pipeline(folder).kind.name

@@ -46,8 +46,8 @@ def open_codec(config: ConfigDict, stage: Stage, mesh: Mesh) -> Codec | None:
         return None
     if not config.latent.folder:
         raise UserError(
-            "latent.channels asks for latents, but latent.folder names no autoencoder; give the folder of one "
-            "in diffusers' layout, such as the vae/ of Stable Diffusion."
+            "latent.channels asks for latents, but latent.folder names no autoencoder; give the folder of "
+            "one in diffusers' layout, such as the vae/ of Stable Diffusion."
         )
     network = open_network(Path(config.latent.folder).expanduser(), FAMILIES)
     net: Any = network.module

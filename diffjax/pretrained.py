@@ -121,8 +121,8 @@ def _adopt_process(config: ConfigDict, pipeline: Pipeline) -> None:
     process = pipeline.process
     if process is None:
         raise UserError(
-            f"{pipeline.folder}: has no scheduler, which says what its network was trained with; expected the "
-            "folder of a whole pipeline."
+            f"{pipeline.folder}: has no scheduler, which says what its network was trained with; expected "
+            "the folder of a whole pipeline."
         )
     diffusion = config.diffusion
     diffusion.schedule, diffusion.inputs = ConfigDict(process.schedule), ConfigDict(process.inputs)

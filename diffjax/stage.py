@@ -145,10 +145,9 @@ def upsample_corners(images: jax.Array, factor: int) -> jax.Array:
     shape = (b, h * factor, w * factor, c)
     # Pixel i of the result lies at i (h - 1) / (h factor - 1); `scale_and_translate` counts pixels' middles.
     scale = jnp.array([(n * factor - 1) / max(n - 1, 1) for n in (h, w)])
-    places = jax.image.scale_and_translate(
+    return jax.image.scale_and_translate(
         images, shape, (1, 2), scale, 0.5 - 0.5 * scale, "bilinear", antialias=False
     )
-    return places
 
 
 UPSAMPLINGS: dict[str, Callable[[jax.Array, int], jax.Array]] = {

@@ -16,7 +16,7 @@ class Family(NamedTuple):
     """A class of an original library, and how it corresponds to a module of ours.
 
     Attributes:
-      name: its name there: `_class_name` of a config.json of diffusers, `architectures` of one of transformers.
+      name: its name there: `_class_name` of a config.json of diffusers, `architectures` of transformers.
       library: "diffusers" or "transformers".
       build: its config.json, and the tensors where the file does not say all, to our module in float32;
         UserError names what is not supported.

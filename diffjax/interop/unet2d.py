@@ -194,7 +194,9 @@ def _build_conditional(config: Mapping[str, Any], store: Store) -> UNet2D:
             if kind or not any(kinds)
         }
         if len(numbers) > 1 or (many and {*kinds} & {"self", "joint"}):
-            raise UserError("config.json: attention_head_dim means several numbers of heads at one resolution.")
+            raise UserError(
+                "config.json: attention_head_dim means several numbers of heads at one resolution."
+            )
         heads.append(numbers.pop())
 
     # Only these blocks heed the two settings; here all blocks do.
