@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from diffjax.flops import Flops, model_flops
+from diffjax.config import stage_config
+from diffjax.flops import Flops, model_flops, stage_flops
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
 from diffjax.nn.attention import Attention
@@ -141,3 +142,11 @@ def test_dit_xl_2_takes_what_was_published():
     net = DiT(2, 1152, 28, 16, classes=1000, text="", out_channels=8, time_input="timestep")
     found = model_flops(net, array(1, 32, 32, 4), array(1), Cond(label=array(1, dtype=jnp.int32)))
     assert abs(found.multiply_adds / 118.6e9 - 1.0) < 1e-3  # Peebles and Xie, 2023, table 4: 118.6 Gflops
+
+
+def test_a_stage_takes_what_its_network_takes():
+    config = stage_config()
+    config.model = {"name": "dit", "patch": 4, "embed": 32, "depth": 2, "heads": 2}
+    config.resolution, config.text.length = 16, 8
+    net = DiT(patch=4, embed=32, depth=2, heads=2)
+    assert stage_flops(config, text_embed=16) == model_flops(net, *inputs(16, 3)) != Flops()

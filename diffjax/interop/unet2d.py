@@ -27,8 +27,8 @@ _MIDDLES: dict[str | None, tuple[int, str]] = {  # residual blocks, and the atte
 }
 _RESAMPLE = {"conv": "conv", "resnet": "block"}
 _MODULATIONS = {"default": "add", "scale_shift": "scale_shift"}
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "relu": "relu", "swish": "silu"}
-_VECTOR_ACTIVATIONS: dict[str | None, str] = {None: "identity", **_ACTIVATIONS}
+_ACTIVATIONS: dict[str | None, str] = {"silu": "silu", "gelu": "gelu", "relu": "relu", "swish": "silu"}
+_VECTOR_ACTIVATIONS = {None: "identity", **_ACTIVATIONS}
 _MOST_BLOCKS = 64  # of a level
 
 

@@ -102,6 +102,8 @@ def test_the_samplers_are_those_of_diffusers(number, monkeypatch):
     found, end = run(process, sampler, monkeypatch)
     if not config["_class_name"].startswith(("Euler", "Heun")):  # whose x is x / alpha
         found = found * end.alpha
+    if config["_class_name"] == "DPMSolverMultistepScheduler" and config["use_karras_sigmas"]:
+        assert process.inputs["rounded"]
     interpolated = sampler.times["name"] == "explicit_sigmas" or sampler.times["name"] in (
         "karras",
         "exponential",

@@ -195,6 +195,16 @@ def test_one_devices_part_of_a_stack_reads_its_copies_only(folder, table):
         assert store.reads == [("blocks.1.fc.weight", 4 * 8 * 4)]
 
 
+def test_a_convolution_is_no_linear_layer(tmp_path):
+    save_file({"conv.weight": np.zeros((4, 2), np.float32)}, tmp_path / "model.safetensors")
+    table = sources([Row("conv", "conv", "conv")], {"conv": {"kernel": np.zeros((1, 1, 2, 4))}})
+    with (
+        Store(tmp_path) as store,
+        pytest.raises(UserError, match=r"has shape \(4, 2\), expected \(4, 2, 1, 1"),
+    ):
+        check(store, table)
+
+
 def test_what_is_wrong_with_a_folder_is_listed_by_name(tmp_path, theirs, table):
     del theirs["conv.bias"], theirs["late.3.scale"]
     theirs["extra.weight"] = theirs["unused.thing"] = np.zeros(1, np.float32)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +28,10 @@ TEXT = UNet2D(
     in_channels=5,
     use_mask=True,
 )
+
+
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
+jit = partial(jax.jit, compiler_options=FAST)
 
 
 def normal(seed, *shape):
@@ -59,7 +65,7 @@ def params():
 @pytest.fixture(scope="module")
 def apply(params):
     """The network that all others are compared with, compiled once."""
-    run = jax.jit(lambda params, x, cond: TEXT.apply({"params": params}, x, LEVEL, cond))
+    run = jit(lambda params, x, cond: TEXT.apply({"params": params}, x, LEVEL, cond))
     return lambda x=X, cond=COND: run(params, x, cond)
 
 
@@ -73,7 +79,7 @@ def gradients(module, params):
         y = module.apply({"params": params}, x, LEVEL, COND)
         return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), y
 
-    (_, y), gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, X)
+    (_, y), gradient = jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, X)
     return y, gradient
 
 
@@ -92,7 +98,7 @@ def test_remat_must_be_known(params):
 
 
 def test_bfloat16_is_near(params, apply):
-    y = jax.jit(TEXT.clone(dtype=jnp.bfloat16).apply)({"params": params}, X, LEVEL, COND)
+    y = jit(TEXT.clone(dtype=jnp.bfloat16).apply)({"params": params}, X, LEVEL, COND)
     assert y.dtype == jnp.float32
     assert 1e-4 < relative_error(y, apply()) < 0.1
 
@@ -110,9 +116,7 @@ def test_hidden_words_do_not_matter(apply):
 
 
 def test_no_class_adds_nothing(params):
-    run = jax.jit(
-        lambda module, params, cond: module.apply({"params": params}, X, LEVEL, cond), static_argnums=0
-    )
+    run = jit(lambda module, params, cond: module.apply({"params": params}, X, LEVEL, cond), static_argnums=0)
     nothing = run(TEXT, params, COND._replace(label=jnp.asarray([2, NO_LABEL])))
     others = {name: value for name, value in params.items() if name != "label"}
     unconditional = run(TEXT.clone(classes=0), others, COND)
@@ -122,7 +126,7 @@ def test_no_class_adds_nothing(params):
 
 def test_dropout_draws_only_in_training(params, apply):
     module = TEXT.clone(dropout=0.5)
-    run = jax.jit(
+    run = jit(
         lambda key, deterministic: module.apply(
             {"params": params}, X, LEVEL, COND, deterministic=deterministic, rngs={"dropout": key}
         ),
@@ -142,7 +146,7 @@ def test_a_new_network_predicts_zero_and_names_all_axes():
     }
     assert names <= {*Rules._fields}
     with axis_rules([(name, None) for name in Rules._fields]):
-        y = jax.jit(lambda key: TEXT.init_with_output(key, X, LEVEL, COND)[0])(jax.random.key(0))
+        y = jit(lambda key: TEXT.init_with_output(key, X, LEVEL, COND)[0])(jax.random.key(0))
     np.testing.assert_array_equal(y, jnp.zeros((2, 4, 4, 3)))
 
 
