@@ -151,14 +151,11 @@ def _adopt_conditions(config: ConfigDict, pipeline: Pipeline) -> None:
     else:
         config.conditions, config.class_names = ("label",), pipeline.labels
     if kind.name == "if_super_resolution":
-        if (
-            pipeline.image_noise
-            and pipeline.process
-            and pipeline.image_noise.schedule != pipeline.process.schedule
-        ):
+        noise = pipeline.image_noise
+        if noise is not None and ConfigDict(noise.schedule) != config.diffusion.schedule:
             raise UserError(
-                f"{pipeline.folder}: its image_noising_scheduler has other noise levels than its scheduler, which "
-                "is not supported; expected the same."
+                f"{pipeline.folder}: its image_noising_scheduler has other noise levels than its scheduler, "
+                "which is not supported."
             )
         config.low_res.resolution = config.low_res.resolution or config.resolution // 4
         config.low_res.upsampling = "bilinear_corners"
