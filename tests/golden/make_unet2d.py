@@ -96,7 +96,7 @@ CASES: dict[
             "time_embedding_act_fn": "gelu",
             "resnet_skip_time_act": True,
             "resnet_out_scale_factor": 1.4142,
-            "mid_block_scale_factor": 1.4142,
+            "mid_block_scale_factor": 1.25,
             "only_cross_attention": True,
         },
         [
