@@ -1,6 +1,7 @@
 """Mistakes and faults, as a person at the keyboard meets them: a short answer, exit status 2, no trace."""
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -318,7 +319,9 @@ def test_a_stage_that_was_never_trained_is_named(fails, tmp_path):
 
 def test_stages_that_do_not_follow_each_other_are_named(fails, own):
     config = own / "super_resolution" / "config.json"
-    config.write_text(config.read_text().replace('"resolution": 8\n', '"resolution": 4\n'))
+    settings = json.loads(config.read_text())
+    settings["low_res"]["resolution"] = 4
+    config.write_text(json.dumps(settings))
     text = fails("--mode=sample")
     assert "'super_resolution' (16 px) starts from 4 px" in text
     assert "a stage of 8 px" in text

@@ -1,4 +1,8 @@
-"""The published sizes of `diffjax.models.unet2d`."""
+"""The published sizes of `diffjax.models.unet2d`.
+
+Those of IF-I-M and IF-I-L are IF-I-XL with the widths that give the published 0.4 and 0.9 billion parameters,
+rounded as they are there; what a checkpoint's own config.json says may differ.
+"""
 
 from typing import Any
 
