@@ -22,6 +22,7 @@ from diffjax.experiment import (
     build_stage,
     check_sampler,
     null_zeros,
+    on_mesh,
     to_cond,
     with_text_length,
 )
@@ -52,12 +53,13 @@ class TrainedStage:
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """Stages in the order in which they are sampled, and the text encoder that they share, if any."""
+    """Stages in the order of sampling, the text encoder that they share, if any, and the mesh that they run on."""
 
     stages: tuple[TrainedStage, ...]
     encoder: TextEncoder | None
     text_length: int
     mesh: Mesh
+    attention: str = "auto"
 
 
 def stage_workdir(config: ConfigDict, name: str, workdir: Path) -> Path:
@@ -101,7 +103,7 @@ def open_cascade(config: ConfigDict, workdir: Path) -> Cascade:
         public = not config.stages[name].workdir
         load = _load_public if public else _load
         loaded.append(load(name, trained[name], settings, folder, widths, mesh))
-    return Cascade(tuple(loaded), encoder, first.text.length, mesh)
+    return Cascade(tuple(loaded), encoder, first.text.length, mesh, config.attention)
 
 
 def _load(
@@ -243,9 +245,10 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
         images = None
         for number, run in enumerate(runs):
             stage_keys = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys[rows])
-            images = run(batch, jax.device_put(stage_keys, place), images, null=nulls[number])
-            codec = cascade.stages[number].codec
-            images = images if codec is None else codec.decode(images)
+            with on_mesh(cascade.mesh, cascade.attention):
+                images = run(batch, jax.device_put(stage_keys, place), images, null=nulls[number])
+                codec = cascade.stages[number].codec
+                images = images if codec is None else codec.decode(images)
             results[number].append(np.asarray(stages.to_pixels(images))[:wanted])
     return [np.concatenate(parts) for parts in results]
 

@@ -17,7 +17,7 @@ from diffjax.errors import UserError
 FILE = "config.json"
 
 # Keys that may differ when a run is resumed: they change what is seen or where, not what is learnt.
-FREE_KEYS = ("log_every", "mesh", "checkpoint", "preview", "data.cache_dir", "data.num_threads")
+FREE_KEYS = ("log_every", "mesh", "attention", "checkpoint", "preview", "data.cache_dir", "data.num_threads")
 
 
 def stage_config() -> ConfigDict:
@@ -87,6 +87,7 @@ def stage_config() -> ConfigDict:
     config.ema = ConfigDict({"name": "warm", "decay": 0.9999})
     config.dtype = "float32"  # of the computation; parameters are float32
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.attention = "auto"  # the kernel: "xla", "cudnn" (GPU), "flash" (TPU), or what suits the device
     config.log_every = 100
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
     config.preview = ConfigDict({"every": 2000, "count": 8, "sampler": sampler_config()})  # every 0: never
@@ -120,6 +121,7 @@ def cascade_config() -> ConfigDict:
     config.num_per_prompt = 1
     config.batch_size = 64
     config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.attention = "auto"  # as in `stage_config`
     config.evaluate = ConfigDict(
         {
             "splits": ("train",),
@@ -221,6 +223,7 @@ def check_stage(config: ConfigDict) -> None:
         )
     for key, value, valid in (
         ("conditions", config.conditions, ("text", "label", "size", "guidance")),
+        ("attention", (config.attention,), ("auto", "xla", "cudnn", "flash")),
         ("text.null", (config.text.null,), ("learned", "empty", "zeros")),
         ("low_res.upsampling", (config.low_res.upsampling,), ("bilinear", "bilinear_corners")),
     ):

@@ -1,8 +1,9 @@
 """From a configuration to objects: the only file that turns names into functions."""
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ from diffjax.interop.pipeline import open_pipeline
 from diffjax.interop.text import load_minilm, open_text_encoder
 from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d, unet2d_sizes
 from diffjax.models.dit import DiT
-from diffjax.nn import magnitude
+from diffjax.nn import kernels, magnitude
 from diffjax.nn.conditioning import Cond
-from diffjax.nn.layers import logical_axes, unbox
+from diffjax.nn.layers import axis_rules, logical_axes, unbox
 from diffjax.nn.uncertainty import Uncertainty
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.stage import SamplerSettings, Stage
@@ -159,6 +160,21 @@ def build_model(config: ConfigDict) -> Any:
         own = {**choose(SIZES[config.model.name], size, "model.size"), **own}
     own = {key: value for key, value in own.items() if key not in fixed}
     return build(MODELS, ConfigDict(own), "model", **fixed)
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh, attention: str = "auto") -> Iterator[None]:
+    """Within it, programs are compiled for a mesh, its rules for activations, and a kernel for attention.
+
+    Args:
+      mesh: the mesh.
+      attention: one of `diffjax.nn.kernels.KERNELS`, or "auto".
+
+    Raises:
+      UserError: there is no such kernel.
+    """
+    with jax.set_mesh(mesh), axis_rules(Rules().pairs()), kernels.use_kernel(attention):
+        yield
 
 
 def build_stage(config: ConfigDict, *, text_embed: int = 0, pooled_embed: int = 0) -> StageModel:
@@ -341,6 +357,24 @@ def build_source(data: ConfigDict, *, log: Log | None = None, split: str | None 
             raise UserError(f"data.source={data.source!r} needs {name}: give --config.{name}=….")
     cache_dir = Path(data.cache_dir).expanduser()
     return load(cache_dir, resolution=data.resolution, split=split, log=log, **asked)
+
+
+def check_classes(config: ConfigDict, source: Source) -> None:
+    """Refuse data whose classes the network of a stage cannot be told.
+
+    Raises:
+      UserError: the data has no classes, or more than the network.
+    """
+    if "label" not in config.conditions:
+        return
+    if not len(source.labels):
+        raise UserError(f"conditions={config.conditions} asks for classes, but {source.name} has none.")
+    known = getattr(build_model(config), "classes", 0)
+    if len(source.classes) > known:
+        raise UserError(
+            f"model.classes={known}, but {source.name} has {len(source.classes)} classes; the network "
+            "needs as many at least."
+        )
 
 
 def build_encoder(config: ConfigDict, mesh: Mesh | None = None) -> TextEncoder | None:

@@ -30,14 +30,15 @@ from diffjax.experiment import (
     build_stage,
     build_text_table,
     build_update,
+    check_classes,
     check_sampler,
     null_zeros,
+    on_mesh,
     text_widths,
     to_cond,
     with_text_length,
 )
 from diffjax.latents import Codec, open_codec
-from diffjax.nn.layers import axis_rules
 from diffjax.parallel.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.pretrained import adopt, adopt_sampler, read_params
@@ -88,6 +89,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
 
         # Pictures, captions and the network.
         source = build_source(config.data, log=print)
+        check_classes(config, source)
         encoder = build_encoder(config, mesh)
         config = with_text_length(config, encoder)
         table = build_text_table(config, encoder, source.captions, log=print)
@@ -132,7 +134,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
             checkpoints.save(state, loader.get_state())
 
         try:
-            with progress, jax.set_mesh(mesh), axis_rules(Rules().pairs()):
+            with progress, on_mesh(mesh, config.attention):
                 # The order of these five things is part of what a resumed run repeats: do not change it.
                 for step in itertools.count(first):
                     last = step == config.steps

@@ -11,6 +11,7 @@ from diffjax.diffusion.schedules import cosine
 from diffjax.diffusion.solvers.ancestral import ddim, ddpm
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
+from diffjax.nn import layers, transformer
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import unbox
 from diffjax.stage import SamplerSettings, Stage
@@ -107,6 +108,21 @@ def test_nothing_is_compiled_again_for_another_seed_prompt_scale_or_number_of_im
     assert _compiled.cache_info().currsize == 1
     run(1.0, 2, 0)  # off: a program of its own, with one pass a step
     assert _compiled.cache_info().currsize == 2
+
+
+def test_sampling_runs_on_the_mesh_with_the_rules_for_activations(monkeypatch):
+    placed = []
+
+    def constrain(x, *axes):
+        placed.append((jax.sharding.get_abstract_mesh().axis_names, layers.mesh_axes(*axes)[0]))
+        return x
+
+    cascade = Cascade((tiny("base", 8, 0, ddpm()),), None, 3, one_device())
+    monkeypatch.setattr(transformer, "constrain", constrain)
+    _compiled.cache_clear()
+    generate(cascade, conds(1), image_keys(0, ["prompt"], [0]), batch_size=1)
+    _compiled.cache_clear()
+    assert set(placed) == {(("data", "fsdp"), ("data", "fsdp"))}
 
 
 def test_images_are_the_same_in_batches_of_any_size():

@@ -1,9 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 from ml_collections import ConfigDict
 
-from diffjax.config import sampler_config
+from diffjax.config import sampler_config, stage_config
 from diffjax.errors import UserError
-from diffjax.experiment import build, build_sampler, without_foreign
+from diffjax.experiment import build, build_sampler, check_classes, without_foreign
 
 
 def scaled(factor=1.0):
@@ -51,3 +53,18 @@ def test_a_threshold_can_be_renamed_alone(name):
 
 def test_changes_of_a_sampler_replace_whole_entries():
     assert sampler_config(threshold={"name": "static"}).threshold.to_dict() == {"name": "static"}
+
+
+def test_data_that_the_network_has_too_few_classes_for_is_refused():
+    config = stage_config()
+    config.conditions = ("label",)
+    with config.unlocked():
+        config.model = ConfigDict({"name": "dit", "classes": 2, "depth": 1})
+    source = SimpleNamespace(name="a folder", labels=[0, 1], classes=["cat", "dog"])
+    check_classes(config, source)
+    with pytest.raises(UserError, match=r"model.classes=2, but a folder has 3 classes"):
+        check_classes(config, SimpleNamespace(name="a folder", labels=[0], classes=["cat", "dog", "cow"]))
+    with pytest.raises(UserError, match="a folder has none"):
+        check_classes(config, SimpleNamespace(name="a folder", labels=[], classes=[]))
+    config.conditions = ("text",)
+    check_classes(config, SimpleNamespace(name="a folder", labels=[], classes=[]))

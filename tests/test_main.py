@@ -327,6 +327,14 @@ def test_stages_that_do_not_follow_each_other_are_named(fails, own):
     assert "a stage of 8 px" in text
 
 
+@pytest.mark.parametrize(
+    ("kernel", "words"),
+    [("fast", "attention='fast' does not exist"), ("cudnn", "attention='cudnn': this kernel runs on GPUs")],
+)
+def test_a_kernel_of_attention_that_cannot_be_is_named(fails, own, kernel, words):
+    assert words in fails("--mode=sample", f"--config.attention={kernel}")
+
+
 def test_a_batch_of_samples_that_does_not_divide_is_named(fails, own):
     assert "batch_size=5 does not divide over 8 devices" in fails("--mode=sample", "--config.batch_size=5")
 

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from diffjax.errors import UserError
 from diffjax.nn.layers import mesh_axes
 
 LONG = 1024**2  # products of a head's queries and keys from which on they are not to be kept in memory
@@ -51,9 +52,12 @@ def use_kernel(name: str, *, platform: str = "") -> Iterator[None]:
       name: one of `KERNELS`, or "auto".
       platform: "cpu", "gpu" or "tpu", where programs are lowered for another platform than that of the mesh
         or, without one, JAX's default.
+
+    Raises:
+      UserError: there is no such kernel.
     """
     if name not in ("auto", *KERNELS):
-        raise ValueError(f"attention kernel {name!r}; expected auto, {', '.join(KERNELS)}")
+        raise UserError(f"attention={name!r} does not exist; there are: auto, {', '.join(KERNELS)}.")
     with _CHOICE(Choice(name, platform)):
         yield
 
@@ -83,7 +87,7 @@ def attend(
       `[batch, length, heads, head_dim]` in the dtype of `value`.
 
     Raises:
-      ValueError: the kernel that was chosen by its name cannot do this.
+      UserError: the kernel that was chosen by its name cannot do this.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     name, platform = _CHOICE.value
@@ -93,8 +97,8 @@ def attend(
     if name == "auto":
         name = next((other for other in KERNELS if KERNELS[other].suits(platform, *asked)), "xla")
     elif obstacle := KERNELS[name].obstacle(platform, *asked):
-        raise ValueError(
-            f"attention kernel {name!r} {obstacle}; choose 'auto' or 'xla'. Query: {query.dtype}"
+        raise UserError(
+            f"attention={name!r}: this kernel {obstacle}; choose 'auto' or 'xla'.\nQuery: {query.dtype}"
             f"{list(query.shape)}, key: {key.dtype}{list(key.shape)}, mask: {mask is not None}, "
             f"bias: {bias is not None}, causal: {causal}, platform: {platform}"
         )

@@ -1,5 +1,8 @@
 """The optimizer and its learning-rate schedule."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -39,6 +42,14 @@ def learning_rate_schedule(
     return optax.join_schedules([warmup, after], [warmup_steps])
 
 
+def kernels(params: Any) -> Any:
+    """Which parameters weight decay takes hold of: a tree of bool, True for the kernels of layers.
+
+    Biases, scales, tables of embeddings and of (possibly fixed) positions are left alone.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+
+
 def adamw(
     learning_rate: optax.Schedule,
     *,
@@ -47,8 +58,12 @@ def adamw(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter, 2019) behind clipping by the global norm; `clip_norm` 0 is none."""
-    return _clipped(optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay), clip_norm)
+    """AdamW (Loshchilov and Hutter, 2019) behind clipping by the global norm; `clip_norm` 0 is none.
+
+    Weights decay as `kernels` says.
+    """
+    optimizer = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels)
+    return _clipped(optimizer, clip_norm)
 
 
 def adafactor(
@@ -69,6 +84,7 @@ def adafactor(
         learning_rate,
         momentum=b1 or None,
         weight_decay_rate=weight_decay or None,
+        weight_decay_mask=kernels,
         multiply_by_parameter_scale=False,
     )
     return _clipped(factored, clip_norm)

@@ -1,11 +1,12 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from diffjax.training.optimizer import adamw, learning_rate_schedule
+from diffjax.training.optimizer import OPTIMIZERS, adamw, learning_rate_schedule
 
 
 def rates(count, **options):
@@ -44,10 +45,15 @@ def test_an_unknown_decay_is_named():
 
 
 def first_update(gradient, **options):
-    optimizer = adamw(optax.constant_schedule(0.1), **options)
-    params = jnp.asarray([2.0, -2.0])
-    updates, _ = optimizer.update(jnp.asarray(gradient), optimizer.init(params), params)
-    return np.asarray(updates)
+    return first_updates(gradient, ("kernel",), **options)["kernel"]
+
+
+def first_updates(gradient, names, make=adamw, **options):
+    optimizer = make(optax.constant_schedule(0.1), **options)
+    params = {name: jnp.asarray([2.0, -2.0]) for name in names}
+    gradients = {name: jnp.asarray(gradient) for name in names}
+    updates, _ = optimizer.update({"layer": gradients}, optimizer.init({"layer": params}), {"layer": params})
+    return jax.tree.map(np.asarray, updates["layer"])
 
 
 def test_the_first_update_is_the_rate_against_the_sign_of_the_gradient():
@@ -56,6 +62,15 @@ def test_the_first_update_is_the_rate_against_the_sign_of_the_gradient():
 
 def test_weight_decay_is_decoupled_from_the_gradient():
     np.testing.assert_allclose(first_update([0.3, -0.4], weight_decay=0.5), [-0.2, 0.2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_weight_decay_leaves_biases_and_tables_alone(make):
+    names = ("kernel", "bias", "scale", "positions")
+    plain, decayed = (first_updates([0.3, -0.4], names, make, weight_decay=decay) for decay in (0.0, 0.5))
+    assert np.abs(decayed["kernel"] - plain["kernel"]).min() > 1e-3
+    for name in names[1:]:
+        np.testing.assert_array_equal(decayed[name], plain[name])
 
 
 def test_gradients_are_clipped_by_their_global_norm():
