@@ -53,7 +53,7 @@ class TrainedStage:
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """Stages in the order of sampling, the text encoder that they share, if any, and the mesh that they run on."""
+    """Stages in the order of sampling, the text encoder that they share, if any, and where they run."""
 
     stages: tuple[TrainedStage, ...]
     encoder: TextEncoder | None
@@ -97,12 +97,10 @@ def open_cascade(config: ConfigDict, workdir: Path) -> Cascade:
         widths = {"text_embed": example.states.shape[-1], "pooled_embed": example.pooled.shape[-1]}
     loaded = []
     for name in order:
-        folder = stage_workdir(config, name, workdir)
         key = f"stages.{name}.sampler"
         settings = build_sampler(adopt_sampler(config.stages[name].sampler, trained[name]), key)
-        public = not config.stages[name].workdir
-        load = _load_public if public else _load
-        loaded.append(load(name, trained[name], settings, folder, widths, mesh))
+        folder = stage_workdir(config, name, workdir) if config.stages[name].workdir else None
+        loaded.append(_load(name, trained[name], settings, folder, widths, mesh))
     return Cascade(tuple(loaded), encoder, first.text.length, mesh, config.attention)
 
 
@@ -110,47 +108,38 @@ def _load(
     name: str,
     config: ConfigDict,
     settings: SamplerSettings,
-    folder: Path,
+    folder: Path | None,
     widths: dict[str, int],
     mesh: Mesh,
 ) -> TrainedStage:
-    if not (folder / FOLDER).is_dir():
+    """Build a stage and read its parameters: the averaged ones of a run, or without `folder` public ones."""
+    if folder is not None and not (folder / FOLDER).is_dir():
         raise UserError(f"stage {name!r}: there is no checkpoint in {folder}; train it first.")
     model = build_stage(config, **widths)
     check_sampler(model.stage, settings, f"stages.{name}.sampler")
-    shardings = param_shardings(mesh, Rules(), model.shapes, model.axes)
+    places = param_shardings(mesh, Rules(), model.shapes, model.axes)
+    if folder is None:
+        params, step = read_params(config, model, places), 0
+    else:
+        params, step = _restore(name, folder, model.shapes, places)
+    return TrainedStage(
+        name, config, model.stage, settings, params, step, open_codec(config, model.stage, mesh)
+    )
+
+
+def _restore(name: str, folder: Path, shapes: Any, places: Any) -> tuple[Any, int]:
+    """The averaged parameters of a run's last checkpoint, and its step."""
     abstract = jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
-        model.shapes,
-        shardings,
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, places
     )
     checkpoints = Checkpoints(folder)
     try:
         step = checkpoints.latest_step()
         if step is None:
             raise UserError(f"stage {name!r}: there is no checkpoint in {folder}; train it first.")
-        params = checkpoints.restore_ema(abstract)
+        return checkpoints.restore_ema(abstract), step
     finally:
         checkpoints.close()
-    codec = open_codec(config, model.stage, mesh)
-    return TrainedStage(name, config, model.stage, settings, params, step, codec)
-
-
-def _load_public(
-    name: str,
-    config: ConfigDict,
-    settings: SamplerSettings,
-    folder: Path,
-    widths: dict[str, int],
-    mesh: Mesh,
-) -> TrainedStage:
-    """A stage whose parameters are those of a public checkpoint."""
-    del folder
-    model = build_stage(config, **widths)
-    check_sampler(model.stage, settings, f"stages.{name}.sampler")
-    params = read_params(config, model, param_shardings(mesh, Rules(), model.shapes, model.axes))
-    codec = open_codec(config, model.stage, mesh)
-    return TrainedStage(name, config, model.stage, settings, params, 0, codec)
 
 
 def _stage_config(config: ConfigDict, name: str, workdir: Path) -> ConfigDict:

@@ -8,8 +8,7 @@ Command:   python -m diffjax.main --mode=sample --config=configs/pretrained/deep
 Hardware:  0.4 B to 4.3 B parameters and T5-XXL's 4.7 B
 Time:      not measured yet.
 Result:    public weights have not been tried yet; small random folders written by diffusers give the
-           original
-           pipeline's image (tests/test_pretrained.py).
+           original pipeline's image (tests/test_pretrained.py).
 
 The checkpoints' own solver (ancestral, with the learned variance), time grid and threshold; 100 and 50
 steps, guidance 7 and 4, and noise of step 250 of 1000, which is our time 0.251, on the images that

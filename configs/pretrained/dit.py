@@ -7,8 +7,7 @@ Command:   python -m diffjax.main --mode=sample --config=configs/pretrained/dit.
 Hardware:  any; the XL/2 network has 675 M parameters
 Time:      not measured yet.
 Result:    public weights have not been tried yet; small random folders written by diffusers give the
-           original
-           pipeline's image (tests/test_pretrained.py).
+           original pipeline's image (tests/test_pretrained.py).
 
 The checkpoint's own solver and time grid. 250 steps and guidance 4, as its authors sample for display
 (1.5 for the best FID).

@@ -7,8 +7,7 @@ Command:   python -m diffjax.main --mode=sample --config=configs/pretrained/flux
 Hardware:  11.9 B parameters and T5-XXL's 4.7 B: several devices, mesh.fsdp above 1
 Time:      not measured yet.
 Result:    public weights have not been tried yet; small random folders written by diffusers give the
-           original
-           pipeline's image (tests/test_pretrained.py).
+           original pipeline's image (tests/test_pretrained.py).
 
 The checkpoint's own solver and time grid. Guidance is off: dev is told the scale (3.5) instead, and
 schnell needs none. 4 steps are schnell's; for dev give `--config.stages.base.sampler.num_steps=28`.

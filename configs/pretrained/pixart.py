@@ -7,8 +7,7 @@ Command:   python -m diffjax.main --mode=sample --config=configs/pretrained/pixa
 Hardware:  0.6 B parameters and T5-XXL's 4.7 B: 24 GB in float32
 Time:      not measured yet.
 Result:    public weights have not been tried yet; small random folders written by diffusers give the
-           original
-           pipeline's image (tests/test_pretrained.py).
+           original pipeline's image (tests/test_pretrained.py).
 
 The checkpoint's own solver and time grid. 20 steps and guidance 4.5, as its authors do.
 """

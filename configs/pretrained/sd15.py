@@ -7,8 +7,7 @@ Command:   python -m diffjax.main --mode=sample --config=configs/pretrained/sd15
 Hardware:  0.9 B parameters (SDXL: 2.6 B)
 Time:      not measured yet.
 Result:    public weights have not been tried yet; small random folders written by diffusers give the
-           original
-           pipeline's image (tests/test_pretrained.py).
+           original pipeline's image (tests/test_pretrained.py).
 
 The checkpoint's own solver and time grid. 50 steps and guidance 7.5, the usual choice.
 """

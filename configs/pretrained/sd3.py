@@ -7,8 +7,7 @@ Command:   python -m diffjax.main --mode=sample --config=configs/pretrained/sd3.
 Hardware:  2 B to 8 B parameters and T5-XXL's 4.7 B
 Time:      not measured yet.
 Result:    public weights have not been tried yet; small random folders written by diffusers give the
-           original
-           pipeline's image (tests/test_pretrained.py).
+           original pipeline's image (tests/test_pretrained.py).
 
 The checkpoint's own solver and time grid. 28 steps and guidance 7.
 """
