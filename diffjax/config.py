@@ -30,8 +30,9 @@ def stage_config() -> ConfigDict:
     config.crop = 0  # train on random crops of this size; 0: on whole images
     # resolution 0: a base stage
     config.low_res = ConfigDict({"resolution": 0, "max_aug_level": 1.0, "upsampling": "bilinear"})
-    # channels 0: pixels; folder: of the autoencoder, as diffusers writes it
-    config.latent = ConfigDict({"channels": 0, "scale": 8, "folder": ""})
+    # channels 0: pixels; folder: of the autoencoder, as diffusers writes it; cache: encode every picture once
+    # before training, into data.cache_dir, instead of at every step
+    config.latent = ConfigDict({"channels": 0, "scale": 8, "folder": "", "cache": False})
     # What the network is told: of "text", "label", "size" (SDXL), "guidance" (FLUX.1 dev).
     config.conditions = ("text",)
     config.class_names = ()  # of labels, so that prompts can name them; () those of the data
@@ -186,7 +187,7 @@ def tiny(config: ConfigDict, *, resolution: int = 16, **model: Any) -> ConfigDic
       **model: the network's attributes; its name stays.
     """
     config.resolution, config.crop = resolution, 0
-    config.latent.channels = 0
+    config.latent.update(channels=0, cache=False)
     config.data.update(source="emoji", split="train", resolution=64, num_concepts=10)
     config.text.update(encoder="minilm", length=8)
     with config.unlocked():
@@ -232,6 +233,12 @@ def check_stage(config: ConfigDict) -> None:
                 raise UserError(f"{key}={name!r} does not exist; {nearest(name, valid)}")
     if config.latent.channels and resolution % config.latent.scale:
         raise UserError(f"resolution={resolution} must be a multiple of latent.scale={config.latent.scale}.")
+    if config.latent.cache and not config.latent.channels:
+        raise UserError("latent.cache needs latents: give latent.channels, or set latent.cache=False.")
+    if config.latent.cache and crop:
+        raise UserError(
+            f"latent.cache holds whole pictures, but crop={crop}; set latent.cache=False or crop=0."
+        )
     if config.preview.every < 0:
         raise UserError(f"preview.every={config.preview.every}; expected at least 0, which is never.")
     if not 0 <= config.seed < 2**32:

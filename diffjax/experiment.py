@@ -18,6 +18,7 @@ from diffjax import stage as stages
 from diffjax.config import check_stage, nearest
 from diffjax.data.emoji import load_emoji
 from diffjax.data.folder import load_folder
+from diffjax.data.latent_cache import LatentCache, RandomView
 from diffjax.data.loader import make_loader
 from diffjax.data.source import Source
 from diffjax.data.tfds import load_tfds
@@ -463,13 +464,19 @@ class AddText:
         return {**element, "text": text.states, "mask": text.mask, "pooled": text.pooled}
 
 
-def build_loader(config: ConfigDict, source: Source, table: TextTable | None) -> Any:
-    """An iterator of this host's batches: `image`, `index`, and what the stage is conditioned on."""
-    transforms: list[Any] = [resize(source.resolution, config.resolution)]
+def build_loader(
+    config: ConfigDict, source: Source, table: TextTable | None, latents: LatentCache | None = None
+) -> Any:
+    """An iterator of this host's batches: `image`, `index`, and what the stage is conditioned on.
+
+    With the cached `latents` of the source, there are `moments` `[batch, 2, h, w, c]` in place of `image`;
+    all else is the same, the order and which captions are dropped included.
+    """
+    transforms: list[Any] = [resize(source.resolution, config.resolution) if latents is None else latents.add]
     if config.crop:
         transforms.append(random_crop(config.crop))
     if config.data.flip:
-        transforms.append(random_flip())
+        transforms.append(random_flip() if latents is None else RandomView())
     if table is not None:
         drop = 0.0 if config.text.null == "learned" else config.text.drop
         transforms.append(AddText(source.captions, table, drop, zeros=config.text.null == "zeros"))
@@ -484,6 +491,7 @@ def build_loader(config: ConfigDict, source: Source, table: TextTable | None) ->
         host_index=jax.process_index(),
         host_count=jax.process_count(),
         transforms=transforms,
+        images=latents is None,
         num_threads=config.data.num_threads,
     )
 

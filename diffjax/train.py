@@ -3,6 +3,7 @@
 `train` below is a whole run, in order. What is done every step is the loop at its end.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +39,7 @@ from diffjax.experiment import (
     to_cond,
     with_text_length,
 )
-from diffjax.latents import Codec, open_codec
+from diffjax.latents import Codec, cache_latents, draw, open_codec
 from diffjax.parallel.mesh import batch_sharding, check_batch, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.pretrained import adopt, adopt_sampler, read_params
@@ -93,9 +94,19 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         encoder = build_encoder(config, mesh)
         config = with_text_length(config, encoder)
         table = build_text_table(config, encoder, source.captions, log=print)
-        loader = build_loader(config, source, table)
         model = build_stage(config, **text_widths(table))
         check_sampler(model.stage, preview_settings, "preview.sampler")
+
+        def leave_if_asked() -> None:
+            if interrupt.requested:
+                raise Interrupted(
+                    f"{label}: {interrupt.requested} while pictures were encoded; complete shards are kept. "
+                    "Run the same command to go on."
+                )
+
+        say = functools.partial(print, flush=True)
+        latents = cache_latents(config, model.stage, source, log=say, check=leave_if_asked)
+        loader = build_loader(config, source, table, latents)
 
         # Where each array lives, and the state: restored, read from public weights, or new.
         places = param_shardings(mesh, Rules(), model.shapes, model.axes)
@@ -152,9 +163,11 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
                             "Run the same command to go on."
                         )
                     batch = put_batch({name: a for name, a in next(loader).items() if name != "index"}, mesh)
-                    if codec is not None:
-                        draw = jax.random.fold_in(latent_key, step)
-                        batch["latent"] = codec.encode(batch.pop("image"), draw)
+                    if latents is not None:
+                        batch["latent"] = draw(batch.pop("moments"), jax.random.fold_in(latent_key, step))
+                    elif codec is not None:
+                        draw_key = jax.random.fold_in(latent_key, step)
+                        batch["latent"] = codec.encode(batch.pop("image"), draw_key)
                     state, metrics = update(state, batch, step_key)
                     unread.add(step + 1, metrics)
                     progress.advance(step + 1)

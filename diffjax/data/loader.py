@@ -22,6 +22,7 @@ def make_loader(
     host_index: int = 0,
     host_count: int = 1,
     transforms: Sequence[Callable[[dict[str, Any]], dict[str, Any]] | Any] = (),
+    images: bool = True,
     num_threads: int = 4,
     prefetch: int = 2,
 ) -> "grain.DatasetIterator":
@@ -42,6 +43,7 @@ def make_loader(
       host_count: how many hosts share the source.
       transforms: applied to each element, in order; functions from dict to dict, or objects with the method
         `random_map(element, rng)`, such as grain's `RandomMap` and `diffjax.data.transforms.RandomCrop`.
+      images: whether elements begin with their picture; otherwise with `index` alone, and nothing is decoded.
       num_threads: threads that read and transform; 0 to do so in the calling thread.
       prefetch: batches to be read ahead.
 
@@ -62,7 +64,9 @@ def make_loader(
     if shuffle:
         elements = elements.shuffle()
     elements = elements.repeat(num_epochs)
-    elements = elements.map(lambda i: {"image": source[i].image, "index": np.int32(i)})
+    elements = elements.map(
+        lambda i: {**({"image": source[i].image} if images else {}), "index": np.int32(i)}
+    )
     for transform in transforms:
         random_map = getattr(transform, "random_map", None)
         elements = elements.map(transform) if random_map is None else elements.random_map(random_map)
