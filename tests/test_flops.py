@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,13 +8,14 @@ import pytest
 from jax.sharding import AxisType, PartitionSpec
 
 from diffjax.config import stage_config
+from diffjax.experiment import MODELS, SIZES
 from diffjax.flops import Flops, model_flops, stage_flops
 from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
 from diffjax.nn.attention import Attention
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.kernels import use_kernel
-from diffjax.nn.layers import conv
+from diffjax.nn.layers import conv, unbox
 
 
 def array(*shape, dtype=jnp.float32):
@@ -150,3 +154,100 @@ def test_a_stage_takes_what_its_network_takes():
     config.resolution, config.text.length = 16, 8
     net = DiT(patch=4, embed=32, depth=2, heads=2)
     assert stage_flops(config, text_embed=16) == model_flops(net, *inputs(16, 3)) != Flops()
+
+
+# Height and width, channels and text tokens of one input of a size, or of the sizes whose names begin so.
+USUAL = {
+    "DiT": (32, 4, 0),
+    "JiT-B/16": (256, 3, 0),
+    "JiT-L/16": (256, 3, 0),
+    "JiT-H/16": (256, 3, 0),
+    "JiT": (512, 3, 0),
+    "PixArt-alpha-XL/2-256": (32, 4, 120),
+    "PixArt-alpha-XL/2-512": (64, 4, 120),
+    "PixArt-alpha-XL/2-1024": (128, 4, 120),
+    "base64": (64, 3, 128),
+    "sr256": (256, 3, 128),
+    "sr1024": (1024, 3, 128),
+    "SD-1.5": (64, 4, 77),
+    "SD-2.1": (96, 4, 77),
+    "SDXL": (128, 4, 77),
+    "IF-II-": (256, 3, 77),
+    "IF-I-": (64, 3, 77),
+    "ADM-64": (64, 3, 0),
+    "ADM-128": (128, 3, 0),
+    "ADM-256": (256, 3, 0),
+    "ADM-512": (512, 3, 0),
+    "DDPM": (32, 3, 0),
+    "sd3": (128, 16, 77 + 256),
+    "2b": (128, 16, 77 + 256),
+    "flux1": (128, 16, 512),
+}
+
+
+def usual(name, size):
+    """A network of a published size, and one input."""
+    net = MODELS[name](**SIZES[name][size])
+    side, channels, tokens = next((USUAL[key] for key in USUAL if size.startswith(key)), (64, 4, 0))
+    width = getattr(net, "text_embed", 4096)  # which Imagen's take as it comes
+    pooled = getattr(net, "pooled_embed", width) - 6 * getattr(net, "size_embed", 0)
+    x, level = array(1, side, side, channels), array(1)
+    super_resolution = size.startswith(("sr", "IF-II-"))
+    cond = Cond(
+        text=array(1, tokens, width),
+        mask=array(1, tokens, dtype=bool),
+        pooled=array(1, pooled),
+        low_res=x if super_resolution else None,
+        aug_level=level if super_resolution else None,
+        label=array(1, dtype=jnp.int32),
+        size=array(1, 6),
+        guidance=level,
+    )
+    return net, (x, level, cond)
+
+
+def said_of(net, examples, *, flops=True):
+    """Parameters and multiply-adds in the words of docs/models.md."""
+    shapes = unbox(jax.eval_shape(net.init, jax.random.key(0), *examples)["params"])
+    shapes.pop("positions", None)  # the fixed table of an MMDiT
+    millions = sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6
+    count = f"{millions:.1f} M" if millions < 1000 else f"{millions / 1000:.2f} B"
+    if not flops:
+        return (count,)
+    giga = model_flops(net, *examples).multiply_adds / 1e9
+    return count, f"{giga:.1f}" if giga < 1000 else f"{giga:.0f}"
+
+
+TABLE = {
+    (name, size): (parameters, flops)
+    for name, size, _, parameters, flops in re.findall(
+        r"^\| `(\w+)` \| `([^`]+)` \| ([^|]+) \| ([\d.]+ [MB]) \| ([\d.]+) \|$",
+        (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+}
+
+
+def test_the_documentation_has_a_row_for_every_published_size():
+    assert TABLE.keys() == {(name, size) for name, sizes in SIZES.items() for size in sizes}
+
+
+# Those that are traced within a second or two.
+@pytest.mark.parametrize(("name", "size"), [("dit", "DiT-L/4"), ("unet2d", "DDPM-CIFAR10")])
+def test_the_documentation_says_what_a_network_takes(name, size):
+    assert said_of(*usual(name, size)) == TABLE[name, size]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("dit", "DiT-XL/2"),
+        ("dit", "JiT-H/32"),
+        ("dit", "PixArt-alpha-XL/2-1024"),
+        ("unet", "sr1024-600m"),
+        ("mmdit", "sd35_large"),
+        ("flux", "flux1_schnell"),
+    ],
+)
+def test_the_documentation_says_how_large_a_network_is(name, size):
+    assert said_of(*usual(name, size), flops=False) == TABLE[name, size][:1]

@@ -5,14 +5,15 @@ Command:   python -m diffjax.main --config=configs/imagen/base64.py:500m --confi
            IMAGES: pictures with captions in .txt files beside them (or --config.data.source=tfds
            --config.data.name=coco_captions); FOLDER: a checkpoint with T5-XXL's encoder, such as
            DeepFloyd IF's.
-           Variants 500m (NVIDIA's) and tiny, which needs neither.
+           Variants 2b (the paper's), 500m (NVIDIA's) and tiny, which needs neither.
 Hardware:  published on TPU v4 pods; not run at this size here
 Time:      not measured.
 Result:    not trained yet. FID-30K on COCO at 256 px of NVIDIA's base and first SR: 11.30 at guidance 2.
 
 Constants of the paper: batch 2048, 2.5 M steps, learning rate 1e-4 after 10,000 steps of warm-up, EMA
 0.9999, text dropped in 10 %, the cosine schedule, Adafactor for the base; dynamic thresholding at
-0.995. The network's sizes are those of NVIDIA's Imagen recipes.
+0.995. The sizes of the networks are those of NVIDIA's Imagen recipes, of 2.2 B and 556 M parameters
+with T5-XXL's text.
 """
 
 from ml_collections import ConfigDict

@@ -12,8 +12,8 @@ Result:    not trained yet. No figure is published for this stage alone.
 
 Constants of the paper: batch 2048, 2.5 M steps, learning rate 1e-4 after 10,000 steps of warm-up, EMA
 0.9999, text dropped in 10 %, the cosine schedule, Adam for super-resolution; noise of any level on the
-low-resolution image, crops of 256 px from 1024. The network's sizes are those of NVIDIA's Imagen
-recipes.
+low-resolution image, crops of 256 px from 1024. The size of the network is that of NVIDIA's Imagen recipes,
+611 M parameters with T5-XXL's text; the paper's has 400 M.
 """
 
 from ml_collections import ConfigDict

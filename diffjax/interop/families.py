@@ -78,3 +78,44 @@ def require(config: Mapping[str, Any], **expected: Any) -> None:
                 f"config.json: {key} is {given!r:.80}, which is not supported; "
                 f"expected {' or '.join(map(repr, values))}."
             )
+
+
+def get(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    """A setting of a config.json; `default` where the key is absent or null."""
+    value = config.get(key)
+    return default if value is None else value
+
+
+def optional(config: Mapping[str, Any], key: str) -> int:
+    """As `number`, or 0 where the key is absent or null."""
+    return 0 if config.get(key) is None else number(config, key)
+
+
+def real(config: Mapping[str, Any], key: str, default: float) -> float:
+    """A number of a config.json that is not negative; `default` where the key is absent or null."""
+    value = get(config, key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1e6:
+        raise UserError(f"config.json: {key} is {value!r:.80}; expected a number.")
+    return float(value)
+
+
+def choice(config: Mapping[str, Any], key: str, table: Mapping[Any, Any], default: Any) -> Any:
+    """What `table` has for a setting; `default` is the setting where the key is absent; null is one, too."""
+    value = config.get(key, default)
+    if not isinstance(value, str | None) or value not in table:
+        raise UserError(f"config.json: {key} is {value!r:.80}; supported are {', '.join(map(str, table))}.")
+    return table[value]
+
+
+def listed(config: Mapping[str, Any], key: str, count: int, default: Any) -> list[Any]:
+    """A setting that is said once for all of `count` levels, or for each."""
+    value = get(config, key, default)
+    values = list(value) if isinstance(value, list | tuple) else [value] * count
+    if len(values) != count:
+        raise UserError(f"config.json: {key} is {value!r:.80}; expected one entry or {count}.")
+    return values
+
+
+def numbers(config: Mapping[str, Any], key: str, count: int, default: Any) -> tuple[int, ...]:
+    """Sizes, as `number` has them, that are said once for all of `count` levels, or for each."""
+    return tuple(number({key: value}, key) for value in listed(config, key, count, default))

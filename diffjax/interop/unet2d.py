@@ -6,19 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffjax.errors import UserError
-from diffjax.interop.families import Family, number, require
+from diffjax.interop.families import Family, choice, get, listed, number, numbers, optional, real, require
 from diffjax.interop.store import Store
-from diffjax.interop.unet2d_layers import rows
+from diffjax.interop.unet2d_layers import kinds_of_types, rows, types_of_kinds
 from diffjax.models.unet2d import UNet2D
 from diffjax.nn.conditioning import Cond
 
-_BLOCKS = {  # attention, and what changes the resolution; None: what the configuration says for all of them
-    "DownBlock2D": ("", "conv"),
-    "ResnetDownsampleBlock2D": ("", "block"),
-    "AttnDownBlock2D": ("self", None),
-    "CrossAttnDownBlock2D": ("transformer", "conv"),
-    "SimpleCrossAttnDownBlock2D": ("joint", "block"),
-}
 _MIDDLES: dict[str | None, tuple[int, str]] = {  # residual blocks, and the attention between them
     "UNetMidBlock2DCrossAttn": (2, "transformer"),
     "UNetMidBlock2DSimpleCrossAttn": (2, "joint"),
@@ -32,50 +25,13 @@ _VECTOR_ACTIVATIONS = {None: "identity", **_ACTIVATIONS}
 _MOST_BLOCKS = 64  # of a level
 
 
-def _get(config: Mapping[str, Any], key: str, default: Any) -> Any:
-    value = config.get(key)
-    return default if value is None else value
-
-
-def _choice(config: Mapping[str, Any], key: str, table: Mapping[Any, Any], default: Any) -> Any:
-    value = config.get(key, default)
-    if not isinstance(value, str | None) or value not in table:
-        raise UserError(f"config.json: {key} is {value!r}; supported are {', '.join(map(str, table))}.")
-    return table[value]
-
-
-def _optional(config: Mapping[str, Any], key: str) -> int:
-    """A size, or 0 where it is absent or null."""
-    return 0 if config.get(key) is None else number(config, key)
-
-
-def _real(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = _get(config, key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1e6:
-        raise UserError(f"config.json: {key} is {value!r}; expected a number.")
-    return float(value)
-
-
-def _list(config: Mapping[str, Any], key: str, count: int, default: Any) -> list[Any]:
-    """What is said once for all levels, or for each."""
-    value = _get(config, key, default)
-    values = list(value) if isinstance(value, list | tuple) else [value] * count
-    if len(values) != count:
-        raise UserError(f"config.json: {key} is {value!r}; expected one entry or {count}.")
-    return values
-
-
-def _numbers(config: Mapping[str, Any], key: str, count: int, default: Any) -> tuple[int, ...]:
-    return tuple(number({key: value}, key) for value in _list(config, key, count, default))
-
-
 def _depths(config: Mapping[str, Any], key: str, blocks: Sequence[int]) -> tuple[Any, ...]:
     """Transformer layers of each level; where they are said for its blocks, of each of them."""
     return tuple(
-        _numbers({key: given}, key, count, None)
+        numbers({key: given}, key, count, None)
         if isinstance(given, list | tuple)
         else number({key: given}, key)
-        for given, count in zip(_list(config, key, len(blocks), 1), blocks, strict=True)
+        for given, count in zip(listed(config, key, len(blocks), 1), blocks, strict=True)
     )
 
 
@@ -95,14 +51,6 @@ def _short(values: Sequence[Any]) -> Any:
     return values[0] if len({*values}) == 1 and isinstance(values[0], int) else [*values]
 
 
-def _kinds(types: Sequence[str], way: str, resample: str) -> list[tuple[str, str]]:
-    """Attention and resampling of the levels whose blocks are of these types."""
-    table = {name.replace("Down", way): kind for name, kind in _BLOCKS.items()}
-    table |= {f"UNetRes{name}": kind for name, kind in table.items()}  # as they were called once
-    found = [_choice({"block type": name}, "block type", table, None) for name in types]
-    return [(attention, how or resample) for attention, how in found]
-
-
 def _common(
     config: Mapping[str, Any], *, resample: str = "conv", up_resample: str = "conv"
 ) -> dict[str, Any]:
@@ -116,46 +64,46 @@ def _common(
     require(config, time_embedding_type="positional", center_input_sample=False)
     require(config, freq_shift=(0, 1), downsample_padding=(0, 1), flip_sin_to_cos=(True, False))
     require(config, class_embed_type=("timestep", "projection"))
-    blocks = _numbers(config, "layers_per_block", count, 2)
+    blocks = numbers(config, "layers_per_block", count, 2)
     if max(blocks) > _MOST_BLOCKS:
         raise UserError(f"config.json: layers_per_block is {max(blocks)}; expected up to {_MOST_BLOCKS}.")
-    kinds, up_kinds = _kinds(down, "Down", resample), _kinds(up[::-1], "Up", up_resample)
+    kinds, up_kinds = kinds_of_types(down, "Down", resample), kinds_of_types(up[::-1], "Up", up_resample)
     attention, resampling = zip(*kinds, strict=True)
     up_attention, up_resampling = zip(*up_kinds, strict=True)
     return {
-        "channels": _numbers(config, "block_out_channels", count, None),
+        "channels": numbers(config, "block_out_channels", count, None),
         "blocks": blocks,
         "attention": attention,
         "resample": resampling,
         "up_attention": up_attention if up_attention != attention else (),
         "up_resample": up_resampling if up_resampling != resampling else (),
-        "down_padding": int(_get(config, "downsample_padding", 1)),
-        "middle_divisor": _real(config, "mid_block_scale_factor", 1.0),
-        "modulation": _choice(config, "resnet_time_scale_shift", _MODULATIONS, "default"),
-        "activation": _choice(config, "act_fn", _ACTIVATIONS, "silu"),
+        "down_padding": int(get(config, "downsample_padding", 1)),
+        "middle_divisor": real(config, "mid_block_scale_factor", 1.0),
+        "modulation": choice(config, "resnet_time_scale_shift", _MODULATIONS, "default"),
+        "activation": choice(config, "act_fn", _ACTIVATIONS, "silu"),
         "groups": number(config, "norm_num_groups", 32),
-        "epsilon": _real(config, "norm_eps", 1e-5),
-        "embed": _optional(config, "time_embedding_dim"),
-        "sine_first": not _get(config, "flip_sin_to_cos", True),
-        "shift": int(_get(config, "freq_shift", 0)),
+        "epsilon": real(config, "norm_eps", 1e-5),
+        "embed": optional(config, "time_embedding_dim"),
+        "sine_first": not get(config, "flip_sin_to_cos", True),
+        "shift": int(get(config, "freq_shift", 0)),
         "aug_level": config.get("class_embed_type") == "timestep",
-        "classes": 0 if config.get("class_embed_type") else _optional(config, "num_class_embeds"),
-        "dropout": _real(config, "dropout", 0.0),
+        "classes": 0 if config.get("class_embed_type") else optional(config, "num_class_embeds"),
+        "dropout": real(config, "dropout", 0.0),
     }
 
 
 def _build(config: Mapping[str, Any], store: Store) -> UNet2D:
     """Of a UNet2DModel."""
     require(config, class_embed_type="timestep", act_fn=("silu", "swish"))
-    ways = (_choice(config, key, _RESAMPLE, "conv") for key in ("downsample_type", "upsample_type"))
+    ways = (choice(config, key, _RESAMPLE, "conv") for key in ("downsample_type", "upsample_type"))
     common = _common(config, **dict(zip(("resample", "up_resample"), ways, strict=True)))
     if not {*common["attention"], *common["up_attention"]} <= {"", "self"}:
         raise UserError("config.json: has blocks that attend to text; a UNet2DModel is told none.")
-    middles = {"UNetMidBlock2D": (2, "self" if _get(config, "add_attention", True) else ""), None: (0, "")}
-    middle_blocks, middle = _choice(config, "mid_block_type", middles, "UNetMidBlock2D")
+    middles = {"UNetMidBlock2D": (2, "self" if get(config, "add_attention", True) else ""), None: (0, "")}
+    middle_blocks, middle = choice(config, "mid_block_type", middles, "UNetMidBlock2D")
     one_head = "attention_head_dim" in config and config["attention_head_dim"] is None
     width = number(config, "attention_head_dim", 8)
-    groups = _optional(config, "attn_norm_num_groups")
+    groups = optional(config, "attn_norm_num_groups")
     unsaid = 0 if common["modulation"] == "add" else None
     return UNet2D(
         in_channels=number(config, "in_channels", 3),
@@ -177,27 +125,27 @@ def _build_conditional(config: Mapping[str, Any], store: Store) -> UNet2D:
     require(config, addition_embed_type=("text", "text_time"))
     common = _common(config)
     blocks, count = common["blocks"], len(common["blocks"])
-    middle_blocks, middle = _choice(config, "mid_block_type", _MIDDLES, "UNetMidBlock2DCrossAttn")
+    middle_blocks, middle = choice(config, "mid_block_type", _MIDDLES, "UNetMidBlock2DCrossAttn")
     levels = _levels(common["attention"], common["up_attention"], middle)
 
     heads = []
-    given = _numbers(config, "attention_head_dim", count, 8)
+    given = numbers(config, "attention_head_dim", count, 8)
     layered = _layered(levels)
     for width, *values, kinds, many in zip(
         common["channels"], given, given[::-1], given, levels, layered, strict=True
     ):
         # Despite its name it is the number of heads where there are transformer layers. Where there are none,
         # diffusers takes it for the way up in the order of the way down.
-        numbers = {
+        counts = {
             values[0] if many else max(1, width // value)
             for value, kind in zip(values, kinds, strict=True)
             if kind or not any(kinds)
         }
-        if len(numbers) > 1 or (many and {*kinds} & {"self", "joint"}):
+        if len(counts) > 1 or (many and {*kinds} & {"self", "joint"}):
             raise UserError(
                 "config.json: attention_head_dim means several numbers of heads at one resolution."
             )
-        heads.append(numbers.pop())
+        heads.append(counts.pop())
 
     # Only these blocks heed the two settings; here all blocks do.
     ways = ("attention", "resample"), ("up_attention", "up_resample")
@@ -205,20 +153,20 @@ def _build_conditional(config: Mapping[str, Any], store: Store) -> UNet2D:
         kind for a, r in ways for kind in zip(common[a], common[r] or common["resample"], strict=False)
     ]
     heeding = {how == "block" and kind != "self" for kind, how in blocks_kinds}
-    divisor = _real(config, "resnet_out_scale_factor", 1.0) if True in heeding else 1.0
+    divisor = real(config, "resnet_out_scale_factor", 1.0) if True in heeding else 1.0
     heeding_skip = heeding | ({middle == "joint"} if middle_blocks else set())
-    skip = _get(config, "resnet_skip_time_act", False) and True in heeding_skip
+    skip = get(config, "resnet_skip_time_act", False) and True in heeding_skip
     if (divisor != 1.0 and len(heeding) > 1) or (skip and len(heeding_skip) > 1):
         raise UserError("config.json: resnet_out_scale_factor or resnet_skip_time_act hold for a part only.")
 
-    only = _get(config, "only_cross_attention", False)
-    middle_only = _get(config, "mid_block_only_cross_attention", only is True)
-    text_only = tuple(value is True for value in _list(config, "only_cross_attention", count, False))
-    contexts = {*_numbers(config, "cross_attention_dim", count, 1280)}
+    only = get(config, "only_cross_attention", False)
+    middle_only = get(config, "mid_block_only_cross_attention", only is True)
+    text_only = tuple(value is True for value in listed(config, "only_cross_attention", count, False))
+    contexts = {*numbers(config, "cross_attention_dim", count, 1280)}
     if len(contexts) > 1:
         raise UserError(f"config.json: cross_attention_dim is {contexts}; expected one width for all.")
     (context,) = contexts
-    projected = _optional(config, "encoder_hid_dim")
+    projected = optional(config, "encoder_hid_dim")
     added, classed = config.get("addition_embed_type"), config.get("class_embed_type")
     if added == "text_time" and classed == "projection":
         raise UserError("config.json: text_time together with a class_embed_type of projection.")
@@ -239,37 +187,27 @@ def _build_conditional(config: Mapping[str, Any], store: Store) -> UNet2D:
         middle_depth=depth[-1] if isinstance(depth[-1], int) else depth[-1][0],
         middle_text_only=middle == "joint" and middle_only is True,
         divisor=divisor,
-        vector_activation=_choice(config, "time_embedding_act_fn", _VECTOR_ACTIVATIONS, None),
+        vector_activation=choice(config, "time_embedding_act_fn", _VECTOR_ACTIVATIONS, None),
         block_activation="identity" if skip else None,
         pooled_embed=number(config, "projection_class_embeddings_input_dim") if pooled else 0,
         size_embed=number(config, "addition_time_embed_dim") if added == "text_time" else 0,
-        guidance_embed=_optional(config, "time_cond_proj_dim"),
+        guidance_embed=optional(config, "time_cond_proj_dim"),
         text_embed=(projected or context) if every & {"joint", "transformer"} or added == "text" else 0,
         context=context if projected else 0,
         text_groups=32 if config.get("cross_attention_norm") and "joint" in every else 0,
         pooling_heads=number(config, "addition_embed_type_num_heads", 64) if added == "text" else 0,
-        linear_projection=_get(config, "use_linear_projection", False) is True,
+        linear_projection=get(config, "use_linear_projection", False) is True,
         **common,
     )
-
-
-def _types(kinds: Sequence[str], resample: Sequence[str], way: str) -> tuple[list[str], str]:
-    """The types of levels' blocks, and what resampling is called where they attend to themselves."""
-    names = {kind: name.replace("Down", way) for name, kind in _BLOCKS.items()}
-    keys = [(kind, None if kind == "self" else how) for kind, how in zip(kinds, resample, strict=True)]
-    ways = {how for kind, how in zip(kinds, resample, strict=True) if kind == "self"}
-    if not {*keys} <= {*names} or len(ways) > 1:
-        raise UserError(f"diffusers has no blocks for attention {kinds} with resample {resample}.")
-    return [names[key] for key in keys], "resnet" if "block" in ways else "conv"
 
 
 def _shared_config(network: UNet2D) -> dict[str, Any]:
     """What the configurations of both classes say."""
     if network.sinusoids not in (0, network.channels[0]):
         raise UserError("diffusers has as many sinusoids as the first level is wide.")
-    down, down_type = _types(network.attention, network.resample, "Down")
+    down, down_type = types_of_kinds(network.attention, network.resample, "Down")
     up_kinds = network.up_attention or network.attention, network.up_resample or network.resample
-    up, up_type = _types(*up_kinds, "Up")
+    up, up_type = types_of_kinds(*up_kinds, "Up")
     modulations = {ours: theirs for theirs, ours in _MODULATIONS.items()}
     return {
         "in_channels": network.in_channels,
@@ -322,10 +260,14 @@ def _config_conditional(network: UNet2D) -> dict[str, Any]:
         raise UserError("a UNet2DConditionModel with self-attention alone resamples by convolutions.")
     middles = {ours: theirs for theirs, ours in _MIDDLES.items()}
     levels = _levels(network.attention, network.up_attention, network.middle_attention)
+    # Where nothing attends no number matters; diffusers takes that of the mirrored level on the way up.
     heads = [
-        count if many else width // count
-        for width, count, many in zip(network.channels, network.heads, _layered(levels), strict=True)
+        count if many else width // count if any(kinds) else 0
+        for width, count, many, kinds in zip(
+            network.channels, network.heads, _layered(levels), levels, strict=True
+        )
     ]
+    heads = [own or mirrored or max(heads) or 8 for own, mirrored in zip(heads, heads[::-1], strict=True)]
     if heads != heads[::-1] and any({"self", "joint"} & {*kinds} for kinds in levels):
         raise UserError("diffusers has heads of one width in blocks without transformer layers.")
     activations = {ours: theirs for theirs, ours in _VECTOR_ACTIVATIONS.items() if theirs != "swish"}

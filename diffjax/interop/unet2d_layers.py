@@ -1,12 +1,39 @@
-"""The table of the layers of diffusers' U-Nets."""
+"""The types of blocks and the table of layers of diffusers' U-Nets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from diffjax.errors import UserError
+from diffjax.interop.families import choice
 from diffjax.interop.rows import Row
 from diffjax.models.unet2d import UNet2D
 
+_BLOCKS = {  # attention, and what changes the resolution; None: what the configuration says for all of them
+    "DownBlock2D": ("", "conv"),
+    "ResnetDownsampleBlock2D": ("", "block"),
+    "AttnDownBlock2D": ("self", None),
+    "CrossAttnDownBlock2D": ("transformer", "conv"),
+    "SimpleCrossAttnDownBlock2D": ("joint", "block"),
+}
 _DENSE = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "out"}
 _POOLING = {"proj": "out", "pool.q_proj": "query", "pool.k_proj": "key", "pool.v_proj": "value"}
+
+
+def kinds_of_types(types: Sequence[str], way: str, resample: str) -> list[tuple[str, str]]:
+    """Attention and resampling of the levels whose blocks are of these types."""
+    table = {name.replace("Down", way): kind for name, kind in _BLOCKS.items()}
+    table |= {f"UNetRes{name}": kind for name, kind in table.items()}  # as they were called once
+    found = [choice({"block type": name}, "block type", table, None) for name in types]
+    return [(attention, how or resample) for attention, how in found]
+
+
+def types_of_kinds(kinds: Sequence[str], resample: Sequence[str], way: str) -> tuple[list[str], str]:
+    """The types of levels' blocks, and what resampling is called where they attend to themselves."""
+    names = {kind: name.replace("Down", way) for name, kind in _BLOCKS.items()}
+    keys = [(kind, None if kind == "self" else how) for kind, how in zip(kinds, resample, strict=True)]
+    ways = {how for kind, how in zip(kinds, resample, strict=True) if kind == "self"}
+    if not {*keys} <= {*names} or len(ways) > 1:
+        raise UserError(f"diffusers has no blocks for attention {kinds} with resample {resample}.")
+    return [names[key] for key in keys], "resnet" if "block" in ways else "conv"
 
 
 def rows(network: UNet2D) -> list[Row]:

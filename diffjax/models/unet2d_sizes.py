@@ -1,7 +1,8 @@
 """The published sizes of `diffjax.models.unet2d`.
 
-Those of IF-I-M and IF-I-L are IF-I-XL with the widths that give the published 0.4 and 0.9 billion parameters,
-rounded as they are there; what a checkpoint's own config.json says may differ.
+Of DeepFloyd IF, IF-I-XL and IF-II-L are as their config.json says. IF-I-M, IF-I-L and IF-II-M are the same
+networks with a first level of 192, 320 and 96 channels, for 0.37, 0.94 and 0.48 billion parameters; their
+model cards say 0.4, 0.9 and 0.45 billion and not how wide they are: the checkpoints may differ from these.
 """
 
 from typing import Any
@@ -51,6 +52,22 @@ def _sizes() -> dict[str, dict[str, Any]]:
             **others,
         }
 
+    def floyd_second(width: int) -> dict[str, Any]:
+        sums = 1.4142271248762552  # so in its config.json
+        own = {
+            "in_channels": 6,
+            "blocks": (2, 2, 3, 5, 5),
+            "attention": ("", "", "", "joint", "joint"),
+            "resample": ("block",) * 5,
+            "embed": 8 * width,
+            "aug_level": True,
+            "divisor": sums,
+            "middle_divisor": sums,
+            "vector_activation": "gelu",
+            "block_activation": "identity",
+        }
+        return floyd(width, (1, 2, 4, 6, 8), **own)
+
     def adm(side: int, width: int, multipliers: tuple[int, ...], depth: int = 2) -> dict[str, Any]:
         channels = tuple(width * multiplier for multiplier in multipliers)
         count = len(channels)
@@ -81,6 +98,8 @@ def _sizes() -> dict[str, dict[str, Any]]:
         "IF-I-M": floyd(192),
         "IF-I-L": floyd(320),
         "IF-I-XL": floyd(704),
+        "IF-II-M": floyd_second(96),
+        "IF-II-L": floyd_second(160),
         "ADM-64": adm(64, 192, (1, 2, 3, 4), 3),
         "ADM-128": adm(128, 256, (1, 1, 2, 3, 4)),
         "ADM-256": adm(256, 256, (1, 1, 2, 2, 4, 4)),

@@ -126,7 +126,14 @@ CASES: dict[
             "resnet_time_scale_shift": "scale_shift",
             "num_class_embeds": 7,
         },
-        [],
+        [
+            "class_embedding.weight",
+            "down_blocks.0.downsamplers.0.norm2.weight",
+            "down_blocks.1.attentions.0.to_q.weight",
+            "mid_block.attentions.0.group_norm.weight",
+            "up_blocks.0.attentions.1.to_out.0.weight",
+            "up_blocks.1.resnets.0.conv_shortcut.weight",
+        ],
     ),
     "ddpm": (
         UNet2DModel,

@@ -25,7 +25,7 @@ def run(module, params, arrays, x):
     return module.apply({"params": params}, x, arrays["level"], cond)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "if_first", "adm", "ddpm"])
+@pytest.mark.parametrize("name", ["sdxl", "if_first", "ddpm"])
 def test_networks_predict_what_those_of_diffusers_do(tmp_path, name):
     network, params, arrays = golden_network(tmp_path, f"unet2d_{name}", FAMILIES)
     y = jax.jit(run, static_argnums=0, compiler_options=FAST)(
@@ -34,7 +34,7 @@ def test_networks_predict_what_those_of_diffusers_do(tmp_path, name):
     assert relative_error(y, channels_last(arrays["y"])) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["sd", "if_second"])
+@pytest.mark.parametrize("name", ["sd", "if_second", "adm"])
 def test_predictions_and_gradients_are_those_of_diffusers(tmp_path, name):
     network, params, arrays = golden_network(tmp_path, f"unet2d_{name}", FAMILIES)
 
@@ -88,6 +88,56 @@ def test_published_sizes_can_be_written(name):
     config = json.loads(json.dumps(family.config(module)))
     assert family.config(family.build(config, None)) == config
     assert {*map(len, (config["down_block_types"], config["up_block_types"]))} == {len(module.channels)}
+
+
+def test_sizes_of_deepfloyd_are_those_of_its_config_json():
+    """What the files of IF-I-XL and IF-II-L say."""
+    both = {
+        "act_fn": "gelu",
+        "addition_embed_type": "text",
+        "addition_embed_type_num_heads": 64,
+        "attention_head_dim": 64,
+        "cross_attention_norm": "group_norm",
+        "encoder_hid_dim": 4096,
+        "encoder_hid_dim_type": "text_proj",
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+        "only_cross_attention": False,
+        "out_channels": 6,
+        "resnet_time_scale_shift": "scale_shift",
+    }
+    types = {
+        way: [f"Resnet{way}sampleBlock2D", f"SimpleCrossAttn{way}Block2D", f"SimpleCrossAttn{way}Block2D"]
+        for way in ("Down", "Up")
+    }
+    first = {
+        "in_channels": 3,
+        "block_out_channels": [704, 1408, 2112, 2816],
+        "cross_attention_dim": 2816,
+        "layers_per_block": 3,
+        "down_block_types": [*types["Down"], types["Down"][1]],
+        "up_block_types": [types["Up"][1], *types["Up"][::-1]],
+    }
+    second = {
+        "in_channels": 6,
+        "block_out_channels": [160, 320, 640, 960, 1280],
+        "class_embed_type": "timestep",
+        "cross_attention_dim": 1280,
+        "layers_per_block": [2, 2, 3, 5, 5],
+        "down_block_types": [*types["Down"][:1] * 2, *types["Down"]],
+        "up_block_types": [*types["Up"][::-1], *types["Up"][:1] * 2],
+        "mid_block_scale_factor": 1.4142271248762552,
+        "resnet_out_scale_factor": 1.4142271248762552,
+        "resnet_skip_time_act": True,
+        "time_embedding_act_fn": "gelu",
+        "time_embedding_dim": 1280,
+    }
+    family = FAMILIES["UNet2DConditionModel"]
+    for size, own in (("IF-I-XL", first), ("IF-II-L", second)):
+        network = UNet2D(**SIZES[size])
+        assert family.build(both | own, None).clone(depth=()) == network
+        written = family.config(network)
+        for key, value in (both | own).items():
+            assert written[key] == value, key
 
 
 def test_old_names_of_attention_are_understood(tmp_path):

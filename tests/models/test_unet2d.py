@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from networks import num_params, randomised, relative_error
 
+from diffjax.config import stage_config
+from diffjax.experiment import build_stage
 from diffjax.interop.unet2d import FAMILIES
 from diffjax.models.unet2d import UNet2D
 from diffjax.models.unet2d_sizes import SIZES
 from diffjax.nn.conditioning import NO_LABEL, Cond
 from diffjax.nn.layers import axis_rules, logical_axes
 from diffjax.parallel.rules import Rules
+from diffjax.training.state import count_params
 
 TEXT = UNet2D(
     channels=(4,),
@@ -164,22 +167,53 @@ def test_what_does_not_fit_is_refused(change, x, cond, complaint):
         jax.eval_shape(TEXT.clone(**change).init, jax.random.key(0), x, LEVEL, cond)
 
 
-# Of the published weights; papers and model cards give those of ADM and IF rounded.
-@pytest.mark.parametrize(
-    ("name", "count", "within"),
-    [
-        ("SD-1.5", 859_520_964, 0),
-        ("SD-2.1", 865_910_724, 0),
-        ("SDXL", 2_567_463_684, 0),
-        ("IF-I-XL", 4_300e6, 10e6),
-        ("ADM-64", 296e6, 0.5e6),
-        ("ADM-128", 422e6, 0.5e6),
-        ("ADM-256", 554e6, 0.5e6),
-        ("ADM-512", 559e6, 0.5e6),
-        ("DDPM-CIFAR10", 35_746_307, 0),
-    ],
-)
-def test_published_sizes(name, count, within):
+# Of the published weights; papers and model cards give those of ADM and IF rounded. The widths of IF-I-M,
+# IF-I-L and IF-II-M are not published.
+PUBLISHED = {
+    "SD-1.5": (859_520_964, 0),
+    "SD-2.1": (865_910_724, 0),
+    "SDXL": (2_567_463_684, 0),
+    "IF-I-M": (400e6, 30e6),
+    "IF-I-L": (900e6, 50e6),
+    "IF-I-XL": (4_300e6, 50e6),
+    "IF-II-M": (450e6, 35e6),
+    "IF-II-L": (1_200e6, 50e6),
+    "ADM-64": (296e6, 0.5e6),
+    "ADM-128": (422e6, 0.5e6),
+    "ADM-256": (554e6, 0.5e6),
+    "ADM-512": (559e6, 0.5e6),
+    "DDPM-CIFAR10": (35_746_307, 0),
+}
+
+
+# What a stage's configuration says besides the size, and the widths of tokens and pooled text.
+STAGES = {
+    "SD-1.5": ({"resolution": 512, "latent.channels": 4}, 768, 0),
+    "SDXL": ({"resolution": 1024, "latent.channels": 4, "conditions": ("text", "size")}, 2048, 1280),
+    "IF-I-XL": ({"resolution": 64, "diffusion.vlb_weight": 1e-3}, 4096, 0),
+    "IF-II-L": ({"resolution": 256, "low_res.resolution": 64, "diffusion.vlb_weight": 1e-3}, 4096, 0),
+    "ADM-64": ({"resolution": 64, "conditions": ("label",), "diffusion.vlb_weight": 1e-3}, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_published_sizes_as_configurations_of_a_stage(name):
+    settings, text_embed, pooled_embed = STAGES[name]
+    config = stage_config()
+    config.model = {"name": "unet2d", "size": name}
+    config.text.length = 77
+    config.diffusion.inputs = {"name": "timestep"}
+    config.diffusion.schedule = {"name": "ddpm"}
+    config.update_from_flattened_dict(settings)
+    config.data.resolution = config.resolution
+    count, within = PUBLISHED[name]
+    shapes = build_stage(config, text_embed=text_embed, pooled_embed=pooled_embed).shapes
+    assert abs(count_params(shapes) - count) <= within
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name not in STAGES])
+def test_published_sizes(name):
     module = UNet2D(**SIZES[name])
     example = FAMILIES["UNet2DModel"].example(module)
+    count, within = PUBLISHED[name]
     assert abs(num_params(module, *example) - count) <= within
