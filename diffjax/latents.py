@@ -30,7 +30,7 @@ from diffjax.errors import UserError
 from diffjax.interop.autoencoder import FAMILIES
 from diffjax.interop.model import Network, open_network
 from diffjax.interop.store import read_json
-from diffjax.parallel.mesh import AXES, batch_sharding, replicated
+from diffjax.parallel.mesh import batch_sharding, make_mesh, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.stage import Stage, to_model_range
 
@@ -202,8 +202,8 @@ def _fingerprint(
 def _batch_encoder(network: Network, *, mirrored: bool) -> tuple[Callable[[np.ndarray], jax.Array], int]:
     """A function from pixels to moments, float16, by this process's devices, and how many it takes."""
     net: Any = network.module
-    devices = np.array(jax.local_devices()).reshape(-1, 1)
-    mesh, batch = Mesh(devices, AXES), _PER_DEVICE * devices.size
+    mesh = make_mesh(devices=jax.local_devices())
+    batch = _PER_DEVICE * mesh.size
     params = network.read(shardings=jax.tree.map(lambda _: replicated(mesh), network.shapes))
 
     @jax.jit

@@ -243,13 +243,13 @@ class DiT(nn.Module):
         if self.bottleneck:
             h = dense(
                 self.bottleneck,
-                axes=("patch", "mlp"),
+                axes=("patch", "features"),
                 use_bias=False,
                 kernel_init=linear,
                 dtype=self.dtype,
                 name="patch_narrow",
             )(h)
-        axes = ("mlp" if self.bottleneck else "patch", "embed")
+        axes = ("features" if self.bottleneck else "patch", "embed")
         h = dense(self.embed, axes=axes, kernel_init=linear, dtype=self.dtype, name="patch_in")(h)
         if "sincos" in self.positions:
             base, scale = self.base_size, self.interpolation_scale

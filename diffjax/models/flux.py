@@ -127,7 +127,7 @@ class Flux(nn.Module):
         vector = VectorEmbedding(embed, self.time_input, dtype=self.dtype, name="vector")(
             level, pooled, cond.guidance if self.guidance else None
         )
-        context = dense(embed, axes=("mlp", "embed"), dtype=self.dtype, name="context_in")(text)
+        context = dense(embed, axes=("features", "embed"), dtype=self.dtype, name="context_in")(text)
         tokens = patchify(x, self.patch, channel_first=True)
         h = dense(embed, axes=("patch", "embed"), dtype=self.dtype, name="patch_in")(tokens)
         h, context = (constrain(y, "batch", "length", "embed") for y in (h, context))

@@ -125,7 +125,7 @@ class MMDiT(nn.Module):
         text, pooled = text_of(cond, self.text_embed, self.pooled_embed)
         embed = self.heads * self.head_dim
         vector = VectorEmbedding(embed, self.time_input, dtype=self.dtype, name="vector")(level, pooled)
-        context = dense(embed, axes=("mlp", "embed"), dtype=self.dtype, name="context_in")(text)
+        context = dense(embed, axes=("features", "embed"), dtype=self.dtype, name="context_in")(text)
 
         tokens = patchify(x, self.patch)
         h = dense(embed, axes=("patch", "embed"), dtype=self.dtype, name="patch_in")(tokens)

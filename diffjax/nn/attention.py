@@ -1,12 +1,14 @@
 """Attention: one function, whatever network asks, with interchangeable kernels; and the module around it."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 
+from diffjax.errors import UserError
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import Dtype, Initializer, dense, layer_norm, lecun, rms_norm
+from diffjax.nn.layers import Dtype, Initializer, constrain, dense, layer_norm, lecun, mesh_axes, rms_norm
 from diffjax.nn.rotary import Rotary, rotate
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"rms": rms_norm, "layer": layer_norm}
@@ -50,10 +52,24 @@ def heads_of(
         dtype=dtype,
         name=name,
     )(source)
-    y = y.reshape(*y.shape[:-1], heads, head_dim)
+    y = constrain(_split(y, heads), "batch", "length", "heads", "head_dim")
     if norm:
         y = NORMS[norm](epsilon=norm_eps, axis="head_dim", dtype=dtype, name=f"{name}_norm")(y)
     return y if rotary is None else rotate(y, rotary)
+
+
+def _split(y: jax.Array, heads: int) -> jax.Array:
+    """`[batch, length, heads * head_dim]` to `[batch, length, heads, head_dim]`.
+
+    Raises:
+      UserError: on this mesh, the heads do not divide over their devices.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    parts = math.prod(sizes.get(name, 1) for names in mesh_axes("heads") for name in names)
+    if heads % parts:
+        near = f"{heads - heads % parts} or {heads + parts - heads % parts}" if heads > parts else f"{parts}"
+        raise UserError(f"{heads} heads of attention do not divide over {parts} devices; {near} would.")
+    return y.reshape(*y.shape[:-1], heads, y.shape[-1] // heads)
 
 
 class Attention(nn.Module):

@@ -95,7 +95,8 @@ class TextProjection(nn.Module):
         tokens = jnp.concatenate([null_token, tokens], axis=1)
         mask = jnp.concatenate([~has_text[:, None], cond.mask], axis=1)
 
-        vector = dense(self.features, dtype=self.dtype, name="pooled_in")(self._normalised(cond.pooled))
+        vector = self._normalised(cond.pooled)
+        vector = dense(self.features, axes=("embed", "mlp"), dtype=self.dtype, name="pooled_in")(vector)
         vector = dense(self.features, axes=("mlp", "embed"), dtype=self.dtype, name="pooled_out")(
             nn.silu(vector)
         )

@@ -4,12 +4,14 @@ Every parameter says what its axes mean (`embed`, `mlp`, `heads`, …); `diffjax
 where such an axis is placed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 Initializer = Callable[..., jax.Array]
 Dtype = Any
@@ -19,18 +21,44 @@ zeros = nn.initializers.zeros_init()
 ones = nn.initializers.ones_init()
 
 
+class Dense(nn.Dense):
+    """A linear layer whose output lies as its axis name says: the compiler does not have to guess."""
+
+    axis: str = "features"
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """`[batch, ..., in] -> [batch, ..., features]`."""
+        return _placed(super().__call__(inputs), self.axis)
+
+
+class Conv(nn.Conv):
+    """A convolution whose output lies as its axis name says."""
+
+    axis: str = "conv_out"
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """`[batch, height, width, in] -> [batch, height, width, features]`."""
+        return _placed(super().__call__(inputs), self.axis)
+
+
+def _placed(y: jax.Array, axis: str) -> jax.Array:
+    before = {2: ("batch",), 3: ("batch", "length"), 4: ("batch", "height", "width")}
+    return constrain(y, *before[y.ndim], axis) if y.ndim in before else y
+
+
 def dense(
     features: int,
     *,
-    axes: tuple[str, str] = ("embed", "mlp"),
+    axes: tuple[str, str] = ("embed", "features"),
     use_bias: bool = True,
     kernel_init: Initializer = lecun,
     dtype: Dtype = None,
     name: str | None = None,
-) -> nn.Dense:
+) -> Dense:
     """A linear layer `[..., in] -> [..., features]` whose kernel axes are named `axes`."""
-    return nn.Dense(
+    return Dense(
         features,
+        axis=axes[1],
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=nn.with_logical_partitioning(kernel_init, axes),
@@ -46,23 +74,26 @@ def conv(
     stride: int = 1,
     padding: Any = "SAME",
     use_bias: bool = True,
+    axes: tuple[str, str] = ("conv_in", "conv_out"),
     kernel_init: Initializer = lecun,
     dtype: Dtype = None,
     name: str | None = None,
-) -> nn.Conv:
+) -> Conv:
     """A square convolution `[b, h, w, in] -> [b, h/stride, w/stride, features]`.
 
     With a stride, `SAME` pads an even image on one side only; PyTorch's `padding=1` is `padding=1` here too.
+    `axes` names the input and output channels.
     """
-    return nn.Conv(
+    return Conv(
         features,
         (kernel_size, kernel_size),
+        axis=axes[1],
         strides=(stride, stride),
         padding=padding,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(kernel_init, ("window", "window", "conv_in", "conv_out")),
-        bias_init=nn.with_logical_partitioning(zeros, ("conv_out",)),
+        kernel_init=nn.with_logical_partitioning(kernel_init, ("window", "window", *axes)),
+        bias_init=nn.with_logical_partitioning(zeros, axes[1:]),
         name=name,
     )
 
@@ -156,6 +187,9 @@ def param(
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin the layout of an activation by logical axis names; does nothing outside a mesh.
 
+    An axis that does not divide over its devices (a batch of one, the rows of the smallest feature maps) is
+    whole on each of them.
+
     Raises:
       ValueError: a name has no rule; Flax would silently replicate that axis.
     """
@@ -163,7 +197,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     unknown = [axis for axis in axes if known and axis is not None and axis not in known]
     if unknown:
         raise ValueError(f"logical axis {unknown[0]!r} has no rule; there are {', '.join(sorted(known))}")
-    return nn.with_logical_constraint(x, axes)
+    sizes = jax.sharding.get_abstract_mesh().shape
+    if not sizes:
+        return x
+    spec: list[tuple[str, ...] | None] = []
+    for size, names in zip(x.shape, mesh_axes(*axes), strict=False):
+        present = tuple(name for name in names if name in sizes)
+        spec.append(present if size % math.prod(sizes[name] for name in present) == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
 def mesh_axes(*axes: str | None) -> list[tuple[str, ...]]:

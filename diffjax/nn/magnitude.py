@@ -77,7 +77,7 @@ class MagnitudeDense(nn.Module):
     """
 
     features: int
-    axes: tuple[str, str] = ("embed", "mlp")
+    axes: tuple[str, str] = ("embed", "features")
     dtype: Dtype = jnp.float32
 
     @nn.compact

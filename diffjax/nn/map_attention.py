@@ -139,8 +139,8 @@ class SpatialTransformer(nn.Module):
         """A feature map to one like it, told `text` and its `mask`, `[batch, length]` bool."""
         batch, height, width, channels = x.shape
         h = group_norm(self.groups, epsilon=1e-6, name="norm")(x).reshape(batch, height * width, channels)
-        h = dense(channels, axes=("embed", "mlp"), dtype=self.dtype, name="in")(h)
+        h = dense(channels, dtype=self.dtype, name="in")(h)
         layer = TransformerLayer(self.heads, self.text_only, self.dtype, name="layers")
         h, _ = repeat(layer, self.depth, h, text, mask, scan=self.scan, remat=self.remat)
-        h = dense(channels, axes=("mlp", "embed"), kernel_init=zeros, dtype=self.dtype, name="out")(h)
+        h = dense(channels, axes=("features", "embed"), kernel_init=zeros, dtype=self.dtype, name="out")(h)
         return constrain(x + h.reshape(x.shape), *FEATURE_MAP)

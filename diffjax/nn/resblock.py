@@ -27,6 +27,7 @@ from diffjax.nn.layers import (
 from diffjax.nn.mlp import ACTIVATIONS
 
 FEATURE_MAP = ("batch", "height", "width", "channels")
+HIDDEN_MAP = ("batch", "height", "width", "conv_hidden")
 
 
 def fitting_norm(features: int, *, name: str | None = None) -> nn.GroupNorm:
@@ -137,7 +138,7 @@ class ResBlock(nn.Module):
         act, resample = ACTIVATIONS[self.activation], RESAMPLE[self.resample]
         vector_activation = self.activation if self.vector_activation is None else self.vector_activation
         h = resample(act(norm_of(x, self.groups, self.epsilon, name="norm_in")))
-        h = conv(self.features, dtype=self.dtype, name="conv_in")(h)
+        h = conv(self.features, axes=("conv_in", "conv_hidden"), dtype=self.dtype, name="conv_in")(h)
         if self.modulation == "add":
             added = dense(self.features, dtype=self.dtype, name="modulation")(
                 ACTIVATIONS[vector_activation](vector)
@@ -150,7 +151,9 @@ class ResBlock(nn.Module):
             h = act(norm_of(h, self.groups, self.epsilon, name="norm_out"))
         if self.dropout:
             h = nn.Dropout(self.dropout, deterministic=False)(h)
-        h = conv(self.features, kernel_init=self.out_init, dtype=self.dtype, name="conv_out")(h)
+        h = constrain(h, *HIDDEN_MAP)
+        axes = ("conv_hidden", "conv_out")
+        h = conv(self.features, axes=axes, kernel_init=self.out_init, dtype=self.dtype, name="conv_out")(h)
 
         x = resample(x.astype(self.dtype))
         if x.shape[-1] != self.features:

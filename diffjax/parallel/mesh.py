@@ -1,40 +1,89 @@
-"""The mesh of devices, and where a batch lives on it."""
+"""The mesh of devices, and where a batch lives on it.
+
+A mesh has four axes, of which any may be of size 1:
+
+=========  =========================================================================================
+axis       what is divided over it
+=========  =========================================================================================
+`data`     the batch; every part of it has a copy of the parameters
+`fsdp`     the batch and the parameters, which are gathered where they are used (Rajbhandari et al.,
+           2020: ZeRO-3; Zhao et al., 2023)
+`tensor`   heads of attention and hidden widths of MLPs and residual blocks (Shoeybi et al., 2019)
+`context`  tokens of a sequence, rows of a feature map
+=========  =========================================================================================
+
+Neighbours on the last axes are neighbours in the network. Where devices come in slices that a data centre's
+network joins, only `data` spans slices.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor", "context")
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(
+    *,
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    context: int = 1,
+    devices: Sequence[Any] | None = None,
+) -> Mesh:
     """A mesh over all devices of all processes.
 
     Args:
-      data: copies of the parameters that each see a part of the batch; -1 takes what is left.
-      fsdp: devices over which each copy of the parameters is divided (they divide the batch too).
+      data: the size of this axis; -1 takes what is left.
+      fsdp: the size of this axis.
+      tensor: the size of this axis.
+      context: the size of this axis.
+      devices: other devices than those that JAX sees, such as those of a topology.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `data` not over the slices.
     """
-    devices = jax.device_count()
-    if fsdp < 1 or (data < 1 and data != -1):
-        raise UserError(f"mesh.data={data}, mesh.fsdp={fsdp}: sizes must be positive (data may be -1).")
+    devices = jax.devices() if devices is None else list(devices)
+    count, rest = len(devices), {"fsdp": fsdp, "tensor": tensor, "context": context}
+    given = ", ".join(f"mesh.{name}={size}" for name, size in {"data": data, **rest}.items() if size != 1)
+    if min(rest.values()) < 1 or (data < 1 and data != -1):
+        raise UserError(f"{given}: sizes must be positive (data may be -1).")
+    others = math.prod(rest.values())
     if data == -1:
-        data = max(devices // fsdp, 1)
-    if data * fsdp != devices:
+        data = max(count // others, 1)
+    if data * others != count:
         raise UserError(
-            f"mesh.data={data} x mesh.fsdp={fsdp} needs {data * fsdp} devices, but there are {devices}; "
-            "set mesh.data=-1 to use them all."
+            f"{given} needs {data * others} devices, but there are {count}; set mesh.data=-1 to use them all."
         )
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if data % slices:
+        raise UserError(
+            f"mesh.data={data} does not divide over {slices} slices; no other axis may span them."
+        )
+    sizes = (data, fsdp, tensor, context)
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=types)
+    inner = (data // slices, fsdp, tensor, context)
+    grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Over how many devices a batch is divided; those of `tensor` and `context` see the same examples."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays whose first axis is the batch: divided over all devices."""
+    """Arrays whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -43,13 +92,20 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size") -> None:
-    """Refuse a global batch that does not divide over the mesh, before anything is compiled."""
-    if batch_size < 1 or batch_size % mesh.size:
-        near = max(mesh.size, round(batch_size / mesh.size) * mesh.size)
-        raise UserError(
-            f"{key}={batch_size} does not divide over {mesh.size} devices; the nearest that does is {near}."
-        )
+def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size", *, accumulate: int = 1) -> None:
+    """Refuse a global batch that does not divide over the mesh, before anything is compiled.
+
+    Args:
+      batch_size: the number of examples of an update.
+      mesh: the mesh.
+      key: what the number is called.
+      accumulate: parts of the batch whose gradients are added up one after the other.
+    """
+    parts = batch_parts(mesh) * accumulate
+    if batch_size < 1 or batch_size % parts:
+        near = max(parts, round(batch_size / parts) * parts)
+        over = f"{batch_parts(mesh)} devices" + (f" and {accumulate} parts" if accumulate > 1 else "")
+        raise UserError(f"{key}={batch_size} does not divide over {over}; the nearest that does is {near}.")
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
