@@ -1,6 +1,5 @@
 """Attention: one function, whatever network asks, with interchangeable kernels; and the module around it."""
 
-import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -8,7 +7,7 @@ import jax
 
 from diffjax.errors import UserError
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import Dtype, Initializer, constrain, dense, layer_norm, lecun, mesh_axes, rms_norm
+from diffjax.nn.layers import Dtype, Initializer, constrain, dense, layer_norm, lecun, num_parts, rms_norm
 from diffjax.nn.rotary import Rotary, rotate
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"rms": rms_norm, "layer": layer_norm}
@@ -64,8 +63,7 @@ def _split(y: jax.Array, heads: int) -> jax.Array:
     Raises:
       UserError: on this mesh, the heads do not divide over their devices.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
-    parts = math.prod(sizes.get(name, 1) for names in mesh_axes("heads") for name in names)
+    parts = num_parts("heads")
     if heads % parts:
         near = f"{heads - heads % parts} or {heads + parts - heads % parts}" if heads > parts else f"{parts}"
         raise UserError(f"{heads} heads of attention do not divide over {parts} devices; {near} would.")

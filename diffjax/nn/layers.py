@@ -13,6 +13,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from diffjax.errors import UserError
+
+# Rows of a feature map on a device, at least, if they are divided: dividing fewer saves nothing, and of one
+# row on each device XLA (of jax 0.10, on CPUs at least) computes wrong gradients of a 3x3 convolution.
+MIN_ROWS = 4
+
 Initializer = Callable[..., jax.Array]
 Dtype = Any
 
@@ -29,6 +35,25 @@ class Dense(nn.Dense):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[batch, ..., in] -> [batch, ..., features]`."""
         return _placed(super().__call__(inputs), self.axis)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, on those meshes where its result is right.
+
+    Where rows are divided and the kernel is, too, XLA (of jax 0.10, on CPUs at least) computes wrong values;
+    and wrong gradients, where rows and channels are.
+
+    Raises:
+      UserError: this mesh divides rows and channels.
+    """
+    if num_parts("height") > 1:
+        if num_parts("conv_hidden") > 1:
+            raise UserError(
+                "This mesh divides both the rows and the channels of feature maps, which convolutions cannot "
+                "do; set mesh.context=1 or mesh.tensor=1."
+            )
+        kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec())
+    return jax.lax.conv_general_dilated(x, kernel, *args, **options)
 
 
 class Conv(nn.Conv):
@@ -88,6 +113,7 @@ def conv(
         features,
         (kernel_size, kernel_size),
         axis=axes[1],
+        conv_general_dilated=convolve,
         strides=(stride, stride),
         padding=padding,
         use_bias=use_bias,
@@ -187,8 +213,8 @@ def param(
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pin the layout of an activation by logical axis names; does nothing outside a mesh.
 
-    An axis that does not divide over its devices (a batch of one, the rows of the smallest feature maps) is
-    whole on each of them.
+    An axis that does not divide over its devices, such as a batch of one, is whole on each of them; so are
+    the few rows of small feature maps.
 
     Raises:
       ValueError: a name has no rule; Flax would silently replicate that axis.
@@ -201,9 +227,11 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if not sizes:
         return x
     spec: list[tuple[str, ...] | None] = []
-    for size, names in zip(x.shape, mesh_axes(*axes), strict=False):
+    for size, axis, names in zip(x.shape, axes, mesh_axes(*axes), strict=False):
         present = tuple(name for name in names if name in sizes)
-        spec.append(present if size % math.prod(sizes[name] for name in present) == 0 else None)
+        parts = math.prod(sizes[name] for name in present)
+        whole = size % parts or (axis == "height" and size < MIN_ROWS * parts)
+        spec.append(None if whole else present)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
@@ -211,6 +239,12 @@ def mesh_axes(*axes: str | None) -> list[tuple[str, ...]]:
     """Over which mesh axes the rules that `axis_rules` has set divide each of these logical axes."""
     spec = nn.logical_to_mesh_axes(axes, nn.get_logical_axis_rules()) or ()
     return [(names,) if isinstance(names, str) else tuple(names or ()) for names in spec]
+
+
+def num_parts(axis: str) -> int:
+    """Over how many devices of the mesh, if there is one, a logical axis is divided."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes.get(name, 1) for names in mesh_axes(axis) for name in names)
 
 
 def logical_axes(boxed: Any) -> Any:

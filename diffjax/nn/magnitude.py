@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffjax.nn.layers import Dtype, param
+from diffjax.nn.layers import Dtype, convolve, param
 
 WEIGHT = "direction"
 """The name of every parameter of which the direction alone matters."""
@@ -101,7 +101,7 @@ class MagnitudeConv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         axes = ("window", "window", "conv_in", "conv_out")
         weight = param(self, WEIGHT, nn.initializers.normal(1.0), shape, axes)
-        return jax.lax.conv_general_dilated(
+        return convolve(
             x.astype(self.dtype),
             _unit(weight).astype(self.dtype),
             (1, 1),

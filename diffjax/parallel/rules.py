@@ -86,8 +86,8 @@ def param_shardings(mesh: Mesh, rules: Rules, shapes: Any, axes: Any, *, min_siz
         if not rest or _parts(mesh, "fsdp") * _parts(mesh, "tensor") == 1:
             return NamedSharding(mesh, PartitionSpec(*spec))
         rest.sort(key=lambda i: shape.shape[i], reverse=True)
-        divided = any(spec)
-        for mesh_axes in ("fsdp",) if divided else (("fsdp", "tensor"), "fsdp"):
+        idle = not any(spec) and _parts(mesh, "tensor") > 1
+        for mesh_axes in (("fsdp", "tensor"), "fsdp") if idle else ("fsdp",):
             parts = _parts(mesh, mesh_axes)
             for i in rest:
                 if shape.shape[i] % parts == 0:

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import chex
@@ -6,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from diffjax.diffusion.losses import BatchLoss
 from diffjax.errors import UserError
@@ -14,13 +15,13 @@ from diffjax.models.dit import DiT
 from diffjax.models.unet import UNet
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import axis_rules, constrain, logical_axes, unbox
-from diffjax.parallel.mesh import AXES, batch_sharding, make_mesh, put_batch, replicated
+from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.training import ema
 from diffjax.training.state import create_state, state_shardings
 from diffjax.training.step import compile_train_step, make_train_step
 
-LEVELS = {"blocks": (1, 1), "self_attention": (False, True), "cross_attention": (False, True), "head_dim": 8}
+LEVELS = {"blocks": (1, 1), "self_attention": (False, True), "cross_attention": (False, True), "head_dim": 4}
 NETWORKS = {
     "dit": DiT(patch=4, embed=32, depth=2, heads=2),
     "unet": UNet(channels=8, multipliers=(1, 2), **LEVELS),
@@ -31,7 +32,7 @@ RATE = optax.constant_schedule(0.1)
 OPTIMIZER = optax.sgd(RATE, momentum=0.9)
 
 
-def inputs(batch=16, size=8):
+def inputs(batch=16, size=16):
     random = np.random.default_rng(0)
     low_res, x, text = (
         random.normal(size=shape) for shape in ((batch, size, size, 3),) * 2 + ((batch, 4, 6),)
@@ -55,11 +56,8 @@ def init(network, key):
     return jax.tree.map(lambda leaf: leaf + 0.1 * np.cos(np.arange(leaf.size).reshape(leaf.shape)), params)
 
 
-def mesh_of(devices, fsdp):
-    if devices == 8:
-        return make_mesh(fsdp=fsdp)
-    found = np.array(jax.devices()[:devices]).reshape(-1, fsdp)
-    return Mesh(found, AXES, axis_types=(AxisType.Auto,) * 2)
+def one_device():
+    return make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -75,11 +73,14 @@ def test_every_parameter_has_a_placement_that_the_rules_know(name):
         assert None not in names  # a parameter that nobody named would always be replicated
     large = [
         place
-        for place, shape in zip(*map(jax.tree.leaves, (places, shapes)), strict=True)
-        if shape.size >= 400
+        for place, shape, names in zip(*map(jax.tree.leaves, (places, shapes)), named, strict=True)
+        if shape.size >= 400 * (shape.shape[0] if "layers" in names else 1)
     ]
     assert len(large) > 10
     assert all("fsdp" in place.spec for place in large)
+    # Stacked blocks are scanned: each must be on all devices when its turn comes.
+    for place, names in zip(jax.tree.leaves(places), named, strict=True):
+        assert "layers" not in names or place.spec in (PartitionSpec(), PartitionSpec(None, *place.spec[1:]))
 
 
 def test_an_unknown_axis_is_an_error_and_not_replicated():
@@ -90,26 +91,52 @@ def test_an_unknown_axis_is_an_error_and_not_replicated():
 
 
 def test_none_is_replicated_and_rules_can_be_replaced():
-    assert Rules().spec((None, "embed", "mlp")) == PartitionSpec(None, "fsdp", None)
-    assert Rules(mlp="fsdp", embed=None).spec(("embed", "mlp")) == PartitionSpec(None, "fsdp")
+    assert Rules().spec((None, "embed", "mlp")) == PartitionSpec(None, None, "tensor")
+    assert Rules(mlp=None, embed="fsdp").spec(("embed", "mlp")) == PartitionSpec("fsdp", None)
 
 
-def test_an_axis_that_does_not_divide_names_parameter_size_and_remedy():
-    shapes, axes = (
-        {"a": {"kernel": jax.ShapeDtypeStruct((30, 7), jnp.float32)}},
-        {"a": {"kernel": ("embed", "mlp")}},
-    )
+@pytest.mark.parametrize(
+    ("shape", "names", "sizes", "spec"),
+    [
+        ((32, 64), ("embed", "features"), {"fsdp": 2}, (None, "fsdp")),
+        ((64, 64), ("embed", "features"), {"fsdp": 2}, ("fsdp", None)),
+        ((30, 31), ("embed", "features"), {"fsdp": 2}, ("fsdp", None)),  # the largest does not divide
+        ((32, 64), ("embed", "mlp"), {"fsdp": 2, "tensor": 4}, ("fsdp", "tensor")),
+        ((64, 32), ("heads", "embed"), {"fsdp": 2, "tensor": 4}, ("tensor", "fsdp")),
+        ((32, 64), ("embed", "features"), {"fsdp": 2, "tensor": 4}, (None, ("fsdp", "tensor"))),
+        ((36, 30), ("embed", "features"), {"fsdp": 2, "tensor": 4}, ("fsdp", None)),  # not into eight
+        ((32, 64), ("embed", "mlp"), {"tensor": 8}, (None, "tensor")),
+        ((512, 4, 6), ("layers", "embed", "features"), {"fsdp": 2}, (None, None, "fsdp")),
+        ((32, 64), ("embed", "mlp"), {"context": 2}, ()),
+    ],
+)
+def test_the_largest_axis_that_is_left_and_divides_lies_on_fsdp(shape, names, sizes, spec):
+    shapes, axes = {"a": jax.ShapeDtypeStruct(shape, jnp.float32)}, {"a": names}
+    place = param_shardings(make_mesh(**sizes), Rules(), shapes, axes, min_size=0)["a"]
+    assert place.is_equivalent_to(jax.NamedSharding(place.mesh, PartitionSpec(*spec)), len(shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "sizes", "words"),
+    [
+        ((30, 7), {"fsdp": 4}, ("'embed' of 30", "4 devices", "'fsdp'", "28 or 32")),
+        ((32, 6), {"tensor": 4}, ("'mlp' of 6", "4 devices", "'tensor'", "4 or 8")),
+        ((32, 2), {"tensor": 4}, ("'mlp' of 2", "4 devices", "; 4 would")),
+    ],
+)
+def test_an_axis_that_does_not_divide_names_parameter_size_and_remedy(shape, sizes, words):
+    shapes = {"a": {"kernel": jax.ShapeDtypeStruct(shape, jnp.float32)}}
     with pytest.raises(UserError) as error:
-        param_shardings(make_mesh(fsdp=4), Rules(), shapes, axes, min_size=0)
-    for word in ("['a']['kernel']", "'embed' of 30", "4 devices", "28 or 32"):
+        param_shardings(make_mesh(**sizes), Rules(), shapes, {"a": {"kernel": ("embed", "mlp")}}, min_size=0)
+    for word in ("['a']['kernel']", str(shape), *words):
         assert word in str(error.value)
 
 
 def test_small_parameters_are_replicated():
-    shapes, axes = {"a": jax.ShapeDtypeStruct((8, 8), jnp.float32)}, {"a": ("embed", "mlp")}
+    shapes, axes = {"a": jax.ShapeDtypeStruct((9, 8, 8), jnp.float32)}, {"a": ("layers", "embed", "features")}
     mesh = make_mesh(fsdp=2)
-    assert param_shardings(mesh, Rules(), shapes, axes, min_size=65)["a"].spec == PartitionSpec()
-    assert param_shardings(mesh, Rules(), shapes, axes, min_size=64)["a"].spec == PartitionSpec("fsdp", None)
+    assert param_shardings(mesh, Rules(), shapes, axes, min_size=65)["a"].is_fully_replicated
+    assert not param_shardings(mesh, Rules(), shapes, axes, min_size=64)["a"].is_fully_replicated
 
 
 def train(network, mesh, steps=3):
@@ -139,34 +166,63 @@ def train(network, mesh, steps=3):
     return state, losses
 
 
-def test_eight_devices_do_what_one_does():
-    network = DiT(patch=4, embed=32, depth=1, heads=2, cross_attention=False)
-    expected, expected_losses = train(network, mesh_of(1, 1))
-    for fsdp in (1, 2):
-        state, losses = train(network, mesh_of(8, fsdp))
-        np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-        for one, other in zip(
-            jax.tree.leaves((state.params, state.ema_params)),
-            jax.tree.leaves((expected.params, expected.ema_params)),
-            strict=True,
-        ):
-            np.testing.assert_allclose(one, other, atol=1e-5)
-    # The last state is the one of fsdp=2: parameters, average and momentum lie in halves.
-    for tree in (state.params, state.ema_params, optax.tree_utils.tree_get(state.opt_state, "trace")):
-        for leaf in jax.tree.leaves(tree):
-            held = {shard.data.size for shard in leaf.addressable_shards}
-            assert held == ({leaf.size // 2} if "fsdp" in leaf.sharding.spec else {leaf.size})
-    divided = [leaf for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec]
-    assert len(divided) > 10
+LAYOUTS = {
+    "data": {},
+    "fsdp": {"fsdp": 8},
+    "tensor": {"fsdp": 2, "tensor": 2},
+    "context": {"fsdp": 2, "context": 2},
+    "all": {"fsdp": 2, "tensor": 2, "context": 2},
+}
 
 
-@pytest.mark.slow
-def test_eight_devices_do_what_one_does_with_convolutions():
-    network = NETWORKS["efficient_unet"]
-    expected, expected_losses = train(network, mesh_of(1, 1), steps=2)
-    state, losses = train(network, mesh_of(8, 2), steps=2)
+@functools.cache
+def trained(name, layout):
+    """The state and the losses after two updates, in a layout of `LAYOUTS` or on one device."""
+    return train(NETWORKS[name], make_mesh(**LAYOUTS[layout]) if layout else one_device(), steps=2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["dit", pytest.param("efficient_unet", marks=pytest.mark.slow)])
+def test_eight_devices_do_what_one_does(name, layout):
+    if (name, layout) == ("efficient_unet", "all"):
+        with pytest.raises(UserError, match=r"mesh.context=1 or mesh.tensor=1"):
+            trained(name, layout)
+        return
+    (expected, expected_losses), (state, losses) = trained(name, ""), trained(name, layout)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
-    chex.assert_trees_all_close(jax.device_get(state.params), jax.device_get(expected.params), atol=1e-5)
+    # SGD: parameters and momentum are sums of gradients.
+    chex.assert_trees_all_close(jax.device_get(state), jax.device_get(expected), atol=1e-5, rtol=1e-5)
+
+
+def test_rows_are_divided_where_there_are_enough():
+    sizes = {}
+    for rows in (8, 6, 4):
+        with jax.set_mesh(make_mesh(context=2)), axis_rules(Rules().pairs()):
+            y = jax.jit(lambda x: constrain(x, "batch", "height", "width", "channels"))(
+                jnp.ones((4, rows, 3, 2))
+            )
+        sizes[rows] = y.addressable_shards[0].data.shape
+    assert sizes == {8: (1, 4, 3, 2), 6: (1, 6, 3, 2), 4: (1, 4, 3, 2)}
+
+
+def test_parameters_average_and_momentum_lie_in_parts():
+    state, _ = trained("dit", "tensor")
+    trace = optax.tree_utils.tree_get(state.opt_state, "trace")
+    total = held = 0
+    for tree in (state.params, state.ema_params, trace):
+        for leaf in jax.tree.leaves(tree):
+            sizes = {shard.data.size for shard in leaf.addressable_shards}
+            assert len(sizes) == 1
+            total, held = total + leaf.size, held + sizes.pop()
+    assert held == pytest.approx(total / 4, rel=0.1)
+
+
+def test_heads_that_do_not_divide_are_named_before_anything_is_compiled():
+    network, arguments = DiT(patch=4, embed=24, depth=1, heads=3), inputs()
+    shapes = unbox(jax.eval_shape(network.init, jax.random.key(0), *arguments))
+    error = pytest.raises(UserError, match=r"3 heads .* over 2 devices; 2 or 4 would")
+    with jax.set_mesh(make_mesh(tensor=2)), axis_rules(Rules().pairs()), error:
+        jax.eval_shape(network.apply, shapes, *arguments)
 
 
 def constraints(text):
@@ -186,10 +242,15 @@ def test_activations_are_constrained_under_a_mesh_and_rules():
 
     # The batch takes both mesh axes: a width on `fsdp` as well would divide the same devices twice.
     with jax.set_mesh(mesh), axis_rules(Rules().pairs()):
-        found = constraints(lowered("dit"))
-        assert len(found) == 2
-        assert set(found) == {'[{"data", "fsdp"}, {}, {}]'}
-        assert set(constraints(lowered("unet"))) == {'[{"data", "fsdp"}, {}, {}, {}]'}
+        batch = '{"data", "fsdp"}'
+        assert set(constraints(lowered("dit"))) == {
+            f"[{batch}, {{}}]",
+            f'[{batch}, {{"tensor"}}]',
+            f'[{batch}, {{"context"}}, {{}}]',
+            f'[{batch}, {{"context"}}, {{"tensor"}}]',
+            f'[{batch}, {{"context"}}, {{"tensor"}}, {{}}]',
+        }
+        assert f'[{batch}, {{"context"}}, {{}}, {{"tensor"}}]' in constraints(lowered("unet"))
     assert constraints(lowered("dit")) == []
 
 
