@@ -87,7 +87,7 @@ def stage_config() -> ConfigDict:
     )
     config.ema = ConfigDict({"name": "warm", "decay": 0.9999})
     config.dtype = "float32"  # of the computation; parameters are float32
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
     config.attention = "auto"  # the kernel: "xla", "cudnn" (GPU), "flash" (TPU), or what suits the device
     config.log_every = 100
     config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
@@ -121,7 +121,7 @@ def cascade_config() -> ConfigDict:
     config.prompts_file = ""  # one prompt a line
     config.num_per_prompt = 1
     config.batch_size = 64
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
     config.attention = "auto"  # as in `stage_config`
     config.evaluate = ConfigDict(
         {

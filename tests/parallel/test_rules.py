@@ -181,8 +181,14 @@ def trained(name, layout):
     return train(NETWORKS[name], make_mesh(**LAYOUTS[layout]) if layout else one_device(), steps=2)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["dit", pytest.param("efficient_unet", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        pytest.param(name, layout, marks=[] if (name, layout) == ("dit", "tensor") else pytest.mark.slow)
+        for name in ("dit", "efficient_unet")
+        for layout in LAYOUTS
+    ],
+)
 def test_eight_devices_do_what_one_does(name, layout):
     if (name, layout) == ("efficient_unet", "all"):
         with pytest.raises(UserError, match=r"mesh.context=1 or mesh.tensor=1"):
@@ -195,14 +201,11 @@ def test_eight_devices_do_what_one_does(name, layout):
 
 
 def test_rows_are_divided_where_there_are_enough():
-    sizes = {}
-    for rows in (8, 6, 4):
+    place = jax.jit(lambda x: constrain(x, "batch", "height", "width", "channels"))
+    for rows, held in ((8, 4), (6, 6), (4, 4)):
         with jax.set_mesh(make_mesh(context=2)), axis_rules(Rules().pairs()):
-            y = jax.jit(lambda x: constrain(x, "batch", "height", "width", "channels"))(
-                jnp.ones((4, rows, 3, 2))
-            )
-        sizes[rows] = y.addressable_shards[0].data.shape
-    assert sizes == {8: (1, 4, 3, 2), 6: (1, 6, 3, 2), 4: (1, 4, 3, 2)}
+            y = place(jnp.ones((4, rows, 3, 2)))
+        assert y.addressable_shards[0].data.shape == (1, held, 3, 2)
 
 
 def test_parameters_average_and_momentum_lie_in_parts():
