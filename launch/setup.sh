@@ -1,6 +1,8 @@
+# shellcheck shell=bash
 # Sourced by the other scripts of this folder: makes .venv in the clone, and installs diffjax into it.
 #
-# ensure_venv EXTRA installs `diffjax[EXTRA]`, unless that was done before with the same setup.cfg.
+# ensure_venv EXTRAS installs `diffjax[EXTRAS]`, unless that was done before with the same setup.cfg.
+# ensure_python is for a machine of one's own whose Python is too old: uv brings one.
 
 find_python() {
   local candidate
@@ -13,6 +15,15 @@ find_python() {
   done
   echo "error: Python 3.11, 3.12 or 3.13 (with venv) is needed; set PYTHON to one." >&2
   return 1
+}
+
+ensure_python() {
+  if find_python >/dev/null 2>&1; then
+    return
+  fi
+  python3 -m pip install --quiet --user uv
+  python3 -m uv python install 3.12
+  PYTHON=$(python3 -m uv python find 3.12)
 }
 
 ensure_venv() {

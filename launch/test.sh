@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests on a fresh machine: sets up .venv, then lint, format, import contracts, types, and pytest.
-# Arguments are passed to pytest: ./launch/test.sh tests/diffusion -k ddim
+# The tests on a fresh machine: sets up .venv, then lint, format, import contracts, types, and pytest without those
+# tests that are marked slow. Arguments are passed to pytest: ./launch/test.sh tests/diffusion -k ddim
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/setup.sh
@@ -16,7 +16,7 @@ if [[ $# -eq 0 ]]; then
 fi
 echo "pytest"
 if [[ $# -eq 0 ]]; then
-  # Each process takes a file at a time: what a file's tests share is made once.
-  set -- --numprocesses auto --maxprocesses 4 --dist loadfile
+  set -- -m "not slow"
 fi
-exec .venv/bin/python -m pytest "$@"
+# Each process takes a file at a time: what a file's tests share is made once.
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
