@@ -16,10 +16,11 @@ if ! { [[ -e run.pid ]] && kill -0 "$(cat run.pid)" 2>/dev/null; }; then
     bash -euo pipefail -c "$PREPARE"
   fi
   rm -f run.status
+  : >run.log # there before it is followed
   # When the machine goes down, the shell in between gets SIGTERM as well, and is to wait for the program.
   # shellcheck disable=SC2016
   setsid nohup bash -c 'trap : TERM; "$@"; echo $? >run.status' worker \
-    .venv/bin/python -m "${MODULE:-diffjax.main}" "$@" >run.log 2>&1 </dev/null &
+    .venv/bin/python -m "${MODULE:-diffjax.main}" "$@" >>run.log 2>&1 </dev/null &
   echo $! >run.pid
 fi
 tail --pid="$(cat run.pid)" --lines=+1 --follow run.log
