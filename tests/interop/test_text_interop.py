@@ -15,15 +15,13 @@ from safetensors.numpy import load_file, save_file
 
 from diffjax.errors import UserError
 from diffjax.interop import clip, t5
-from diffjax.interop.model import open_network, write_network
-from diffjax.interop.rows import sources
+from diffjax.interop.model import open_network
 from diffjax.interop.text import open_text_encoder, read_tokenizer
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.text.compose import SD3Text
 
 TEXT = GOLDEN / "text"
 FAMILIES = {**t5.FAMILIES, **clip.FAMILIES}
-MODELS = ("clip_l", "clip_lp", "clip_g", "t5", "t5_relu")
 GATED = {"model_type": "t5", "feed_forward_proj": "gated-gelu"}
 # The parts of each pipeline's folder, of those in golden/text.
 FOLDERS = {
@@ -62,53 +60,6 @@ def golden(file):
 def opened(name):
     network = open_network(TEXT / name, FAMILIES)
     return network, network.read()
-
-
-@pytest.mark.parametrize("name", ["clip_l", "clip_g", "t5", "t5_relu"])
-def test_states_and_gradients_are_those_of_transformers(name):
-    network, params = opened(name)
-    arrays = {key.removeprefix(f"{name}/"): value for key, value in golden("models").items()}
-
-    def run(params):
-        apply = functools.partial(network.module.apply, {"params": params}, arrays["ids"])
-        if name.startswith("t5"):
-            out = {"states": apply(arrays["mask"]), "unmasked": apply()}
-        else:
-            last, penultimate = apply(), apply(skip=1)
-            out = {"last": last.normed, "pooled": penultimate.pooled, "penultimate": penultimate.states}
-        first = out["states" if name.startswith("t5") else "penultimate"]
-        return jnp.sum(first * arrays.get("cotangent", 0.0)), out
-
-    if "cotangent" in arrays:
-        gradients, out = jax.jit(jax.grad(run, has_aux=True))(params)
-    else:
-        gradients, (_, out) = params, jax.jit(run)(params)
-    for key, value in out.items():
-        assert relative_error(value, arrays[key]) < 1e-4, key
-    compared = 0
-    for path, source in sources(network.family.rows(network.module), network.shapes).items():
-        leaf = functools.reduce(dict.__getitem__, path.split("/"), gradients)
-        for i, tensor in enumerate(source.names()):
-            if f"grad:{tensor}" in arrays:
-                gradient = source.to_theirs(np.asarray(leaf[i] if source.copies else leaf))
-                assert relative_error(gradient, arrays[f"grad:{tensor}"]) < 1e-4, tensor
-                compared += 1
-    assert compared == (3 if name in ("t5", "clip_g") else 0)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_is_written_as_it_was_read(name, tmp_path):
-    network, params = opened(name)
-    write_network(tmp_path, network.family, network.module, params)
-    original, written = (load_file(folder / "model.safetensors") for folder in (TEXT / name, tmp_path))
-    if name == "clip_l":  # as all versions of transformers read it, though version 5 does not write it so
-        original = {f"text_model.{key}": value for key, value in original.items()}
-    assert original.keys() == written.keys()
-    for key, tensor in original.items():
-        np.testing.assert_array_equal(written[key], tensor, strict=True)
-    assert open_network(tmp_path, FAMILIES).module == network.module
-    said, says = (json.loads((folder / "config.json").read_text()) for folder in (TEXT / name, tmp_path))
-    assert {key: said[key] for key in says} == says
 
 
 def rewritten(folder, name, tensors, config=()):
@@ -291,8 +242,7 @@ def test_divided_over_a_mesh_and_in_bfloat16(tmp_path):
     placed = []
 
     def place(shapes, axes):
-        rules = Rules(batch=None, embed="fsdp", heads=None, conv_out=None)
-        placed.append(param_shardings(mesh, rules, shapes, axes, min_size=1))
+        placed.append(param_shardings(mesh, Rules(), shapes, axes, min_size=1))
         return placed[-1]
 
     check(open_text_encoder(folder, "if", place=place), "if", 77)

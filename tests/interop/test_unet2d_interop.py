@@ -1,79 +1,15 @@
 import json
-from functools import partial
 
-import jax
-import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, unflatten_dict
-from networks import GOLDEN, channels_last, golden_folder, golden_network, relative_error
-from safetensors.numpy import load_file, save_file
+from networks import GOLDEN, golden_folder
 
 from diffjax.errors import UserError
-from diffjax.interop.model import open_network, write_network
-from diffjax.interop.rows import sources, to_tensors
+from diffjax.interop.model import open_network
 from diffjax.interop.unet2d import FAMILIES
 from diffjax.models.unet2d import UNet2D
 from diffjax.models.unet2d_sizes import SIZES
-from diffjax.nn.conditioning import Cond
 
-FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # to compile
 CASES = ["sd", "sdxl", "if_first", "if_second", "adm", "ddpm"]
-
-
-def run(module, params, arrays, x):
-    cond = Cond(**{name: value for name, value in arrays.items() if name in Cond._fields})
-    return module.apply({"params": params}, x, arrays["level"], cond)
-
-
-@pytest.mark.parametrize("name", ["sdxl", "if_first", "ddpm"])
-def test_networks_predict_what_those_of_diffusers_do(tmp_path, name):
-    network, params, arrays = golden_network(tmp_path, f"unet2d_{name}", FAMILIES)
-    y = jax.jit(run, static_argnums=0, compiler_options=FAST)(
-        network.module, params, arrays, channels_last(arrays["x"])
-    )
-    assert relative_error(y, channels_last(arrays["y"])) < 1e-4
-
-
-@pytest.mark.parametrize("name", ["sd", "if_second", "adm"])
-def test_predictions_and_gradients_are_those_of_diffusers(tmp_path, name):
-    network, params, arrays = golden_network(tmp_path, f"unet2d_{name}", FAMILIES)
-
-    names = {key.removeprefix("gradient/") for key in arrays if key.startswith("gradient/") and "." in key}
-    table = sources(network.family.rows(network.module), network.shapes)
-    # Only of these parameters, because compiling takes most of the time.
-    table = {path: source for path, source in table.items() if names & {*source.names()}}
-    assert len(names) > 5
-
-    @partial(jax.jit, compiler_options=FAST)
-    def backward(params, x):
-        y, pull = jax.vjp(lambda params, x: run(network.module, params, arrays, x), params, x)
-        of_params, of_x = pull(channels_last(arrays["cotangent"]))
-        return y, {path: flatten_dict(of_params, sep="/")[path] for path in table}, of_x
-
-    y, of_params, of_x = backward(params, channels_last(arrays["x"]))
-    assert relative_error(y, channels_last(arrays["y"])) < 1e-4
-    assert relative_error(of_x, channels_last(arrays["gradient/x"])) < 1e-4
-    ours = to_tensors(unflatten_dict(of_params, sep="/"), table)
-    for key in names:
-        assert relative_error(ours[key], arrays[f"gradient/{key}"]) < 1e-4, key
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_what_is_written_is_what_was_read(tmp_path, name):
-    network = open_network(golden_folder(tmp_path, f"unet2d_{name}"), FAMILIES)
-    write_network(tmp_path / "new", network.family, network.module, network.read())
-    original = load_file(GOLDEN / f"unet2d_{name}.safetensors")
-    written = load_file(tmp_path / "new" / "diffusion_pytorch_model.safetensors")
-    assert written.keys() == original.keys()
-    for key, tensor in original.items():
-        assert written[key].shape == tensor.shape, key
-        np.testing.assert_array_equal(written[key].view(np.uint32), tensor.view(np.uint32))
-    config = json.loads((GOLDEN / f"unet2d_{name}.json").read_text())
-    new = json.loads((tmp_path / "new" / "config.json").read_text())
-    per_level = len(config["block_out_channels"])
-    for key, value in config.items():  # what was said for each level may be said once
-        assert value in (new[key], [new[key]] * per_level), key
-    assert network.family.build(new, None) == network.module
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -140,21 +76,6 @@ def test_sizes_of_deepfloyd_are_those_of_its_config_json():
             assert written[key] == value, key
 
 
-def test_old_names_of_attention_are_understood(tmp_path):
-    _, params, _ = golden_network(tmp_path, "unet2d_ddpm", FAMILIES)
-    tensors = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
-    for new, old in {
-        ".to_q.": ".query.",
-        ".to_k.": ".key.",
-        ".to_v.": ".value.",
-        ".to_out.0.": ".proj_attn.",
-    }.items():
-        tensors = {name.replace(new, old): tensor for name, tensor in tensors.items()}
-    save_file(tensors, tmp_path / "diffusion_pytorch_model.safetensors")
-    again = open_network(tmp_path, FAMILIES).read()
-    jax.tree.map(np.testing.assert_array_equal, again, params)
-
-
 def test_the_number_of_heads_is_what_diffusers_means():
     """One entry means a number of heads beside transformer layers, and else the width of a head."""
     heads = {}
@@ -201,8 +122,5 @@ def test_the_number_of_heads_is_what_diffusers_means():
     ],
 )
 def test_what_is_not_supported_is_refused(tmp_path, name, change, complaint):
-    folder = golden_folder(tmp_path, f"unet2d_{name}")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | change))
     with pytest.raises(UserError, match=complaint):
-        open_network(folder, FAMILIES).read()
+        open_network(golden_folder(tmp_path, f"unet2d_{name}", **change), FAMILIES).read()
