@@ -64,7 +64,7 @@ def test_bfloat16_is_near_float32(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_divided_over_a_mesh_it_is_the_same(name):
-    net, rules = NETWORKS[name], Rules(batch="fsdp", embed="fsdp", mlp=None, heads=None)
+    net, rules = NETWORKS[name], Rules()
     boxed = jax.eval_shape(net.init, jax.random.key(0), IDS, MASK)["params"]
     mesh = Mesh(np.array(jax.devices()[:4]), ("fsdp",))
     placement = param_shardings(mesh, rules, unbox(boxed), logical_axes(boxed), min_size=1)
