@@ -17,7 +17,6 @@ from diffjax.nn.layers import axis_rules, logical_axes, unbox
 from diffjax.parallel.rules import Rules
 
 GOLDEN = Path(__file__).parent / "golden"
-FAST = {"xla_cpu_use_fusion_emitters": False}  # to compile: it takes most of the time of a tiny network
 # Ways to compute the same network.
 WAYS = {
     "unrolled": {"scan": False},
@@ -125,7 +124,7 @@ class Tiny:
 @functools.cache
 def compiled(net):
     """`(params, *inputs) -> outputs`, compiled once for all tests."""
-    return jax.jit(lambda params, *inputs: net.apply({"params": params}, *inputs), compiler_options=FAST)
+    return jax.jit(lambda params, *inputs: net.apply({"params": params}, *inputs))
 
 
 @functools.cache
@@ -147,7 +146,7 @@ def backward(net):
         by_params, by_inputs = pull(cotangents)
         return out, flatten_dict(by_params, sep="/"), by_inputs
 
-    return jax.jit(run, compiler_options=FAST)
+    return jax.jit(run)
 
 
 def by_path(tree, is_leaf=None):
