@@ -10,8 +10,8 @@ import tempfile
 from importlib import metadata
 
 # All of this must stand in the environment before jax is imported.
-# The tests compile much and compute little, so the compiler is not to try hard. Without fusion emitters, which
-# can be switched off until jaxlib 0.12, gradients compile in a third of the time.
+# The tests compile much and compute little, so the compiler is not to try hard. Fusion emitters, which can be
+# switched off until jaxlib 0.12, make the compilation of gradients three times as long.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 "
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from networks import FAST, backward, by_path, compiled, relative_error
+from networks import backward, by_path, compiled, relative_error
 from tiny_networks import DIT_OPTIONS, NETWORKS
 
 from diffjax.nn.conditioning import Cond, drop_cond
@@ -102,7 +102,7 @@ def test_a_new_network_predicts_zero_and_its_gates_are_closed(tiny):
         params = flatten_dict(unbox(tiny.net.init(key, *tiny.inputs)["params"]), sep="/")
         return {path: leaf for path, leaf in params.items() if path.startswith((tiny.last, *tiny.gates))}
 
-    new = jax.jit(fresh, compiler_options=FAST)(jax.random.key(0))
+    new = jax.jit(fresh)(jax.random.key(0))
     assert all(any(path.startswith(gate) for path in new) for gate in (tiny.last, *tiny.gates))
     assert not any(jnp.any(leaf) for leaf in new.values())
     assert not jnp.any(tiny(**{tiny.last: jax.tree.map(jnp.zeros_like, tiny.params[tiny.last])}))
@@ -136,7 +136,7 @@ def test_dropout_acts_in_training_only(tiny):
         return net.apply({"params": tiny.params}, *tiny.inputs, deterministic=False, rngs=rngs)
 
     jax.eval_shape(functools.partial(train, tiny.net))  # a rate of zero needs no rng either
-    run = jax.jit(lambda key: train(net, dropout=key), compiler_options=FAST)
+    run = jax.jit(lambda key: train(net, dropout=key))
     assert relative_error(run(jax.random.key(0)), run(jax.random.key(1))) > 1e-2
 
 
@@ -152,12 +152,12 @@ def test_every_option_of_dit_trains(name):
     part = (level / 1000.0)[:, None, None, None]
     inputs = jnp.asarray(pictures * (1.0 - part) + noise * part, jnp.float32), jnp.asarray(level), cond
     xavier = tiny.net.clone(initializer="xavier")
-    initial = jax.jit(lambda key: xavier.init(key, *inputs)["params"], compiler_options=FAST)
+    initial = jax.jit(lambda key: xavier.init(key, *inputs)["params"])
     params = start = flatten_dict(unbox(initial(jax.random.key(0))), sep="/")
 
     optimizer, losses = optax.adam(5e-3), []
     state = optimizer.init(params)
-    update = jax.jit(optimizer.update, compiler_options=FAST)
+    update = jax.jit(optimizer.update)
     for _ in range(30):
         nested = unflatten_dict(params, sep="/")
         error = compiled(tiny.net)(nested, *inputs) - noise
