@@ -85,10 +85,14 @@ def prepare(config: ConfigDict) -> tuple[Callable[[int], None], int, float]:
     model = build_stage(config, text_embed=TEXT_EMBED)
     optimizer, learning_rate = build_optimizer(config)
     places = param_shardings(mesh, Rules(), model.shapes, model.axes)
-    state = init_sharded(model.init, optimizer, jax.random.key(0), mesh, places, model.history)
+    offload = config.optimizer.offload
+    state = init_sharded(
+        model.init, optimizer, jax.random.key(0), mesh, places, model.history, offload=offload
+    )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
 
-    step = build_update(model.stage, optimizer, learning_rate, build_ema(config))
+    decay = build_ema(config)
+    step = build_update(model.stage, optimizer, learning_rate, decay, accumulate=config.accumulate)
     update = compile_train_step(step, shardings, batch_sharding(mesh), replicated(mesh))
     batch = put_batch(random_batch(config), mesh)
     key = jax.device_put(jax.random.key(1), replicated(mesh))

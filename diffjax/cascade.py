@@ -28,6 +28,7 @@ from diffjax.experiment import (
 )
 from diffjax.latents import Codec, open_codec
 from diffjax.nn.conditioning import Cond
+from diffjax.parallel import hosts
 from diffjax.parallel.mesh import batch_sharding, make_mesh
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.pretrained import adopt, adopt_sampler, read_params
@@ -219,7 +220,7 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
       batch_size: images at a time, over all devices.
 
     Returns:
-      for each stage, its images: uint8 `[n, resolution, resolution, 3]`.
+      for each stage, its images: uint8 `[n, resolution, resolution, 3]`, all of them in every process.
     """
     count = keys.shape[0]
     results: list[list[np.ndarray]] = [[] for _ in cascade.stages]
@@ -230,15 +231,15 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
         rows = np.minimum(np.arange(start, start + batch_size), count - 1)
         wanted = min(batch_size, count - start)
         place = batch_sharding(cascade.mesh)
-        batch = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], cond), place)
+        batch = hosts.spread(jax.tree.map(lambda leaf, rows=rows: leaf[rows], cond), place)
         images = None
         for number, run in enumerate(runs):
             stage_keys = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys[rows])
             with on_mesh(cascade.mesh, cascade.attention):
-                images = run(batch, jax.device_put(stage_keys, place), images, null=nulls[number])
+                images = run(batch, hosts.spread(stage_keys, place), images, null=nulls[number])
                 codec = cascade.stages[number].codec
                 images = images if codec is None else codec.decode(images)
-            results[number].append(np.asarray(stages.to_pixels(images))[:wanted])
+            results[number].append(hosts.gather(stages.to_pixels(images))[:wanted])
     return [np.concatenate(parts) for parts in results]
 
 
@@ -248,8 +249,9 @@ def _nulls(cascade: Cascade, batch_size: int) -> list[Cond | None]:
         return [None] * len(cascade.stages)
     cond = encode_prompts(cascade, [""], lambda line: None)
     rows = jax.tree.map(lambda leaf: np.repeat(leaf, batch_size, axis=0), cond)
-    empty = jax.device_put(rows, batch_sharding(cascade.mesh))
-    nulls = {"learned": None, "empty": empty, "zeros": null_zeros(empty)}
+    nulls: dict[str, Cond | None] = {"learned": None}
+    for name, null in {"empty": rows, "zeros": null_zeros(rows)}.items():
+        nulls[name] = hosts.spread(null, batch_sharding(cascade.mesh))
     return [nulls[item.config.text.null] for item in cascade.stages]
 
 

@@ -17,7 +17,8 @@ from diffjax.errors import UserError
 FILE = "config.json"
 
 # Keys that may differ when a run is resumed: they change what is seen or where, not what is learnt.
-FREE_KEYS = ("log_every", "mesh", "attention", "checkpoint", "preview", "data.cache_dir", "data.num_threads")
+FREE_KEYS: tuple[str, ...] = ("log_every", "mesh", "attention", "accumulate", "optimizer.offload")
+FREE_KEYS += ("checkpoint", "preview", "data.cache_dir", "data.num_threads")
 
 
 def stage_config() -> ConfigDict:
@@ -39,6 +40,9 @@ def stage_config() -> ConfigDict:
     config.told_guidance = 3.5  # to a network that is told the guidance scale
     config.steps = 100_000
     config.batch_size = 64  # over all devices
+    config.accumulate = (
+        1  # parts of the batch whose gradients are computed one after the other, to save memory
+    )
     config.data = ConfigDict(
         {
             "source": "emoji",
@@ -54,7 +58,14 @@ def stage_config() -> ConfigDict:
     )
     # What stands for no text: "learned": a part of the network; "empty": the empty caption; "zeros".
     config.text = ConfigDict(
-        {"encoder": "minilm", "folder": "", "length": 32, "drop": 0.1, "null": "learned"}
+        {
+            "encoder": "minilm",
+            "folder": "",
+            "length": 32,
+            "drop": 0.1,
+            "null": "learned",
+            "cache": True,  # encode all captions once, before training; False: those of a batch at its step
+        }
     )
     config.model = ConfigDict({"name": "unet"})  # further keys: the network's attributes
     config.diffusion = ConfigDict(
@@ -83,6 +94,8 @@ def stage_config() -> ConfigDict:
             "b2": 0.99,
             "weight_decay": 0.0,
             "clip_norm": 1.0,  # 0: gradients are not clipped
+            "moments": "float32",  # or "bfloat16", "int8": how adamw keeps its moments
+            "offload": False,  # keep them in the host's memory, if devices can reach it
         }
     )
     config.ema = ConfigDict({"name": "warm", "decay": 0.9999})
@@ -202,7 +215,7 @@ def tiny(config: ConfigDict, *, resolution: int = 16, **model: Any) -> ConfigDic
 def check_stage(config: ConfigDict) -> None:
     """Refuse a stage whose numbers do not fit together, before anything is compiled."""
     resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
-    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "log_every")
+    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "accumulate", "log_every")
     positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
     for key in positive:
         value: Any = config

@@ -12,10 +12,12 @@ from diffjax import workdir as workdirs
 from diffjax.cascade import Cascade, encode_prompts, generate, image_keys, open_cascade
 from diffjax.data.source import Source
 from diffjax.data.transforms import downsample
+from diffjax.diffusion import resizing
 from diffjax.errors import UserError
 from diffjax.evaluation.grids import sheet, write_png
 from diffjax.evaluation.retrieval import Retrieval, nearest_pictures, retrieval, shuffled
 from diffjax.experiment import build_source
+from diffjax.parallel import hosts
 from diffjax.parallel.mesh import check_batch
 
 RESULTS = "evaluation.json"
@@ -42,18 +44,20 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     resolution) among the base stage's training pictures and those of the split. The last lines printed are
     the first split's score and its sheet. A repeated call on the same checkpoints prints what is known.
     """
-    with workdirs.hold(workdir):
+    with workdirs.hold(workdir, first=hosts.is_first()):
         cascade = open_cascade(config, workdir)
         check_batch(config.batch_size, cascade.mesh)
         identity = _identity(config, cascade)
         results = _known(workdir, identity)
-        if results is None:
+        missing = hosts.anywhere(np.array(results is None))  # in one process, and all sample again
+        if results is None or missing:
             train = build_source(cascade.stages[0].config.data, log=print)
             results = {
                 split: evaluate_split(config, cascade, train, split, workdir)
                 for split in config.evaluate.splits
             }
-            _remember(workdir, identity, results)
+            if hosts.is_first():
+                _remember(workdir, identity, results)
     for split, result in reversed(results.items()):
         name = "retrieval" if split == config.evaluate.splits[0] else f"{split}: retrieval"
         score, control = result.score, result.control
@@ -92,8 +96,9 @@ def evaluate_split(
     shown = [i * count // rows for i in range(rows)]
     name = f"sheet-{split}.png"
     picture = _sheet(cascade, source, images, [(i, chosen[i]) for i in shown])
-    write_png(workdir / name, picture, {"seed": str(config.seed), "split": split})
-    _write_all(workdir / f"samples-{split}", images[-1], captions, final.name)
+    if hosts.is_first():
+        write_png(workdir / name, picture, {"seed": str(config.seed), "split": split})
+        _write_all(workdir / f"samples-{split}", images[-1], captions, final.name)
     return SplitResult(score, control, name)
 
 
@@ -106,7 +111,7 @@ def _sheet(
     rows = []
     for i, j in pairs:
         small = images[0][i]
-        wide = stages.upsample(stages.to_model_range(small[None]), final.resolution // base.resolution)
+        wide = resizing.upsample(stages.to_model_range(small[None]), final.resolution // base.resolution)
         bilinear = np.asarray(stages.to_pixels(wide))[0]
         rows.append((source.captions[j], [small, bilinear, images[-1][i], _at(source, j, final.resolution)]))
     return sheet(headers, rows, side=max(final.resolution, 96), blocks=2)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,6 @@ from diffjax.diffusion import (
     timesteps,
     weightings,
 )
-from diffjax.diffusion.losses import BatchLoss
 from diffjax.diffusion.resampling import LossHistory
 from diffjax.errors import UserError
 from diffjax.interop.pipeline import open_pipeline
@@ -48,13 +48,15 @@ from diffjax.nn import kernels, magnitude
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import axis_rules, logical_axes, unbox
 from diffjax.nn.uncertainty import Uncertainty
+from diffjax.parallel import hosts
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.text.cache import TextTable, embed_captions
 from diffjax.text.encoder import TextEncoder, TextStates
+from diffjax.text.live import AddTokens
 from diffjax.training import ema
 from diffjax.training.optimizer import OPTIMIZERS, learning_rate_schedule
-from diffjax.training.step import Batch, make_train_step
+from diffjax.training.step import make_train_step
 
 MODELS = {
     "dit": DiT,
@@ -314,26 +316,30 @@ def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, o
     except ValueError as error:
         raise UserError(f"optimizer: {error}") from error
     make = choose(OPTIMIZERS, settings.name, "optimizer.name")
-    optimizer = make(
-        learning_rate,
-        b1=settings.b1,
-        b2=settings.b2,
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm,
-    )
-    return optimizer, learning_rate
+    names = ("b1", "b2", "weight_decay", "clip_norm", "moments")
+    try:
+        return make(learning_rate, **{name: settings[name] for name in names}), learning_rate
+    except ValueError as error:
+        raise UserError(f"optimizer: {error}") from error
 
 
 def build_update(
-    stage: Stage, optimizer: optax.GradientTransformation, learning_rate: optax.Schedule, decay: ema.Decay
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    learning_rate: optax.Schedule,
+    decay: ema.Decay,
+    *,
+    accumulate: int = 1,
 ) -> Any:
     """The update of a stage, not yet compiled: `(state, batch, key) -> (state, metrics)`."""
-
-    def loss_fn(params: Any, batch: Batch, key: jax.Array, history: LossHistory | None) -> BatchLoss:
-        return stages.loss(stage, params, batch, key, history)
-
     return make_train_step(
-        loss_fn, optimizer, decay=decay, learning_rate=learning_rate, project=magnitude.normalised
+        functools.partial(stages.draw, stage),
+        functools.partial(stages.loss, stage),
+        optimizer,
+        decay=decay,
+        learning_rate=learning_rate,
+        project=magnitude.normalised,
+        accumulate=accumulate,
     )
 
 
@@ -357,7 +363,8 @@ def build_source(data: ConfigDict, *, log: Log | None = None, split: str | None 
         if key in asked and not asked[key]:
             raise UserError(f"data.source={data.source!r} needs {name}: give --config.{name}=….")
     cache_dir = Path(data.cache_dir).expanduser()
-    return load(cache_dir, resolution=data.resolution, split=split, log=log, **asked)
+    with hosts.first_alone(f"pictures of {split}"):  # it may write the cache that the others then find
+        return load(cache_dir, resolution=data.resolution, split=split, log=log, **asked)
 
 
 def check_classes(config: ConfigDict, source: Source) -> None:
@@ -434,7 +441,16 @@ def build_text_table(
     if config.text.null != "learned":
         captions = [*captions, ""]
     cache_dir = Path(config.data.cache_dir).expanduser() / "text"
-    return embed_captions(encoder, captions, length=config.text.length, cache_dir=cache_dir, log=log)
+    # Encoders may lie on the devices of all processes, who then must encode the same captions together.
+    return embed_captions(
+        encoder,
+        captions,
+        length=config.text.length,
+        cache_dir=cache_dir,
+        log=log,
+        write=hosts.is_first(),
+        agree=hosts.anywhere,
+    )
 
 
 def text_widths(text: TextTable | None) -> dict[str, int]:
@@ -465,31 +481,40 @@ class AddText:
 
 
 def build_loader(
-    config: ConfigDict, source: Source, table: TextTable | None, latents: LatentCache | None = None
+    config: ConfigDict,
+    source: Source,
+    table: TextTable | None,
+    latents: LatentCache | None = None,
+    *,
+    live: TextEncoder | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Any:
-    """An iterator of this host's batches: `image`, `index`, and what the stage is conditioned on.
+    """An iterator of batches, or of some `rows` of each: `image`, `index`, and the stage's conditions.
 
     With the cached `latents` of the source, there are `moments` `[batch, 2, h, w, c]` in place of `image`;
-    all else is the same, the order and which captions are dropped included.
+    all else is the same, the order and which captions are dropped included. Where a `live` encoder is to
+    encode captions, not the `table`, there are their tokens, which `diffjax.text.live.add_states` replaces.
     """
     transforms: list[Any] = [resize(source.resolution, config.resolution) if latents is None else latents.add]
     if config.crop:
         transforms.append(random_crop(config.crop))
     if config.data.flip:
         transforms.append(random_flip() if latents is None else RandomView())
-    if table is not None:
-        drop = 0.0 if config.text.null == "learned" else config.text.drop
-        transforms.append(AddText(source.captions, table, drop, zeros=config.text.null == "zeros"))
+    drop = 0.0 if config.text.null == "learned" else config.text.drop
+    zeros = config.text.null == "zeros"
+    if live is not None:
+        transforms.append(AddTokens(source.captions, live, config.text.length, drop, zeros=zeros))
+    elif table is not None:
+        transforms.append(AddText(source.captions, table, drop, zeros=zeros))
     if "label" in config.conditions:
         transforms.append(
             lambda element: {**element, "label": np.int32(source.labels[int(element["index"])])}
         )
     return make_loader(
         source,
-        batch_size=config.batch_size // jax.process_count(),
+        batch_size=config.batch_size,
         seed=config.seed,
-        host_index=jax.process_index(),
-        host_count=jax.process_count(),
+        rows=rows,
         transforms=transforms,
         images=latents is None,
         num_threads=config.data.num_threads,

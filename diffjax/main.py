@@ -1,11 +1,13 @@
 """The program: `python -m diffjax.main --config=FILE --workdir=DIR [--mode=MODE] [--config.key=value …]`."""
 
+import contextlib
 import errno
 import itertools
 import os
 import re
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from diffjax.config import is_cascade, nearest
 from diffjax.errors import UserError
 
-MODES = ("auto", "train", "sample", "evaluate")
+MODES = ("auto", "train", "sample", "evaluate", "plan")
 INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
 FAILED = 2
 
@@ -28,9 +30,29 @@ _MODE = flags.DEFINE_enum(
     "auto",
     MODES,
     "train: train the stage, or those stages of a cascade that it brings along. sample: images for "
-    "config.prompts. evaluate: a sheet and caption retrieval. auto: train what there is to train; then "
-    "evaluate a cascade that was trained, sample one that was not.",
+    "config.prompts. evaluate: a sheet and caption retrieval. plan: what memory, traffic and time it "
+    "would take. auto: train what there is to train; then evaluate a cascade that was trained, sample one "
+    "that was not.",
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "Of --mode=plan: a TPU slice, such as v5e:4x4; unset, the devices of this machine."
+)
+_BATCH = flags.DEFINE_string(
+    "batch",
+    "",
+    "Of --mode=plan: images over all devices, or auto for the most that fit; unset, the configuration's.",
+)
+_PROGRAM = flags.DEFINE_enum("program", "train", ("train", "sample"), "Of --mode=plan: which program.")
+_JSON = flags.DEFINE_bool("json", False, "Of --mode=plan: print JSON.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT at which the first of several processes listens, if no cluster manager says so; needs "
+    "--num_processes and --process_id. JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID mean "
+    "the same.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes compute together.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
 
 
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
@@ -70,23 +92,43 @@ def main(argv: list[str]) -> int:
         return _fail(f"unknown argument {argv[1]!r}: settings are given as --config.key=value.")
     if _CONFIG.value is None:
         return _fail("--config is missing; try --config=configs/quickstart.py.")
-    # How the program stops on a signal is part of `train`, which is not to be imported for a wrong flag.
+    # How the program stops is part of what is not to be imported for a wrong flag.
+    from diffjax.parallel import hosts
     from diffjax.train import Interrupted
 
     path = Path(flags.FLAGS["config"].config_filename)  # type: ignore[attr-defined]
     name = path.name.replace(".py:", "-").removesuffix(".py").replace("/", "-")
     workdir = Path(_WORKDIR.value or f"runs/{name}").expanduser()
     try:
-        run(_CONFIG.value, workdir, _MODE.value)
-    except UserError as error:
-        return _fail(str(error))
+        if _MODE.value == "plan":  # which looks for no devices before it knows for which it is
+            from diffjax.plan import plan
+
+            asked = {"topology": _TOPOLOGY.value, "program": _PROGRAM.value, "batch": _BATCH.value}
+            plan(_CONFIG.value, workdir, **asked, as_json=_JSON.value)
+            return 0
+        hosts.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        with contextlib.ExitStack() as stack:
+            if not hosts.is_first():  # errors excepted, the first process speaks for all
+                quiet = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(quiet))
+            run(_CONFIG.value, workdir, _MODE.value)
+        hosts.wait("the end")
+        return 0
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return INTERRUPTED
+    except UserError as error:
+        status = _fail(str(error), hosts.name())
     except KeyboardInterrupt:
         print("interrupted.", file=sys.stderr)
-        return 130
-    return 0
+        status = 130
+    except Exception:
+        if not hosts.name():
+            raise
+        traceback.print_exc()
+        status = 1
+    hosts.leave(status)
+    return status
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -166,8 +208,8 @@ def _is_echo(error: BaseException | None) -> bool:
     return full_disk or str(error).startswith(left_over)
 
 
-def _fail(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, who: str = "") -> int:
+    print(f"error: {who}{': ' if who else ''}{message}", file=sys.stderr)
     return FAILED
 
 

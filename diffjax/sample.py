@@ -12,6 +12,7 @@ from diffjax import workdir as workdirs
 from diffjax.cascade import Cascade, encode_prompts, generate, image_keys, open_cascade
 from diffjax.errors import UserError
 from diffjax.evaluation.grids import square_grid, write_png
+from diffjax.parallel import hosts
 from diffjax.parallel.mesh import check_batch
 
 _MAX_PROMPTS_BYTES = 64 * 2**20
@@ -28,17 +29,20 @@ def sample(config: ConfigDict, workdir: Path) -> None:
     prompts = read_prompts(config)
     numbers = [n for _ in prompts for n in range(config.num_per_prompt)]
     repeated = [prompt for prompt in prompts for _ in range(config.num_per_prompt)]
-    with workdirs.hold(workdir):
+    with workdirs.hold(workdir, first=hosts.is_first()):
         cascade = open_cascade(config, workdir)
         check_batch(config.batch_size, cascade.mesh)
         for item in cascade.stages:
-            print(f"{item.name}: {item.stage.resolution} px, trained for {item.step:,} steps.", flush=True)
+            origin = f"trained for {item.step:,} steps" if item.step else "public weights"
+            print(f"{item.name}: {item.stage.resolution} px, {origin}.", flush=True)
         print(f"Sampling {len(repeated)} images for {len(prompts)} prompts.", flush=True)
         cond = encode_prompts(cascade, prompts, print)
         rows = np.repeat(np.arange(len(prompts)), config.num_per_prompt)
         cond = jax.tree.map(lambda leaf: leaf[rows], cond)
         keys = image_keys(config.seed, repeated, numbers)
         images = generate(cascade, cond, keys, batch_size=config.batch_size)[-1]
+        if not hosts.is_first():
+            return
         folder = workdir / "samples"
         columns = config.num_per_prompt if config.num_per_prompt > 1 else None  # a row for each prompt
         for i, image in enumerate(images):

@@ -6,7 +6,7 @@ on the meaning of the network's output, and on how a low-resolution image reache
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from diffjax.diffusion.levels import uncertain
 from diffjax.diffusion.losses import BatchLoss, Penalty, denoising_loss, squared
 from diffjax.diffusion.predictions import Prediction
 from diffjax.diffusion.resampling import LossHistory
+from diffjax.diffusion.resizing import UPSAMPLINGS, downsample
 from diffjax.diffusion.schedules import Schedule, corrupt, logsnr
 from diffjax.diffusion.solvers import Solver
 from diffjax.diffusion.timesteps import TimeSampler
@@ -55,7 +56,7 @@ class Stage:
       scale: side of an image over the side of what is diffused: 1 for pixels, 8 for the latents of most
         autoencoders.
       low_res: side of the images that it starts from; 0 for a base stage.
-      upsampling: how those are brought to the stage's resolution, one of `UPSAMPLINGS`.
+      upsampling: how those are brought to the stage's resolution, one of `resizing.UPSAMPLINGS`.
       max_aug_level: in training, the level of noise on the low-resolution image is uniform in
         [0, max_aug_level]; a level is a time of the schedule.
       drop_cond: share of the training examples whose text or class is dropped.
@@ -127,35 +128,6 @@ def to_pixels(images: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip((images + 1.0) * 127.5, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def downsample(images: jax.Array, factor: int) -> jax.Array:
-    """Mean over boxes of `factor` x `factor` pixels: `[b, h, w, c] -> [b, h/factor, w/factor, c]`."""
-    b, h, w, c = images.shape
-    return images.reshape(b, h // factor, factor, w // factor, factor, c).mean(axis=(2, 4))
-
-
-def upsample(images: jax.Array, factor: int) -> jax.Array:
-    """Bilinear interpolation: `[b, h, w, c] -> [b, h*factor, w*factor, c]`."""
-    b, h, w, c = images.shape
-    return jax.image.resize(images, (b, h * factor, w * factor, c), "bilinear")
-
-
-def upsample_corners(images: jax.Array, factor: int) -> jax.Array:
-    """Bilinear interpolation in which the corner pixels stay in the corners (DeepFloyd IF)."""
-    b, h, w, c = images.shape
-    shape = (b, h * factor, w * factor, c)
-    # Pixel i of the result lies at i (h - 1) / (h factor - 1); `scale_and_translate` counts pixels' middles.
-    scale = jnp.array([(n * factor - 1) / max(n - 1, 1) for n in (h, w)])
-    return jax.image.scale_and_translate(
-        images, shape, (1, 2), scale, 0.5 - 0.5 * scale, "bilinear", antialias=False
-    )
-
-
-UPSAMPLINGS: dict[str, Callable[[jax.Array, int], jax.Array]] = {
-    "bilinear": upsample,
-    "bilinear_corners": upsample_corners,
-}
-
-
 def with_low_res(
     cond: Cond,
     schedule: Schedule,
@@ -210,23 +182,42 @@ def with_constants(stage: Stage, cond: Cond, count: int, resolution: int = 0) ->
     return cond
 
 
-def loss(
-    stage: Stage,
-    params: Params,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    history: LossHistory | None = None,
-) -> BatchLoss:
-    """The training loss of each example.
+class Examples(NamedTuple):
+    """A batch with all that was drawn for it but dropout; every array begins with the axis of examples.
+
+    Attributes:
+      x0: the data, `[batch, h, w, channels]`.
+      eps: the noise that goes with it, of the same shape.
+      t: times, `[batch]`.
+      weight: of importance sampling, `[batch]`.
+      cond: what the network is told.
+    """
+
+    x0: jax.Array
+    eps: jax.Array
+    t: jax.Array
+    weight: jax.Array
+    cond: Cond
+
+
+def draw(
+    stage: Stage, batch: dict[str, jax.Array], key: jax.Array, history: LossHistory | None = None
+) -> tuple[Examples, jax.Array]:
+    """Draw the times, the noises and what else training leaves to chance.
+
+    It is done for a whole batch, whatever parts of it the loss is then computed in: times are stratified over
+    the batch, and couplings look at all of it.
 
     Args:
       stage: the stage.
-      params: the network's parameters.
       batch: `image` uint8 `[batch, h, w, 3]` (the stage's resolution, or a crop), or `latent` float
         `[batch, h / scale, w / scale, channels]`; what the stage is conditioned on: `text`, `mask` and
         `pooled`, or `label`; with `noise` of the shape of what is diffused where pairs are given (reflow).
       key: all randomness of this batch.
       history: where times are drawn by how large their loss was, what it was.
+
+    Returns:
+      the examples, and a key for the network's dropout.
     """
     names = ("noise", "time", "drop", "aug", "level", "dropout", "couple")
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(names)}
@@ -241,35 +232,40 @@ def loss(
         eps = jax.random.normal(keys["aug"], x0.shape)
         low_res = UPSAMPLINGS[stage.upsampling](downsample(x0, factor), factor)
         cond = with_low_res(cond, stage.schedule, low_res, level, eps, stage.inputs)
-
-    def net(x: jax.Array, level: jax.Array) -> jax.Array:
-        return stage.net(params, x, level, cond, keys["dropout"])
-
     noises = batch["noise"] if "noise" in batch else jax.random.normal(keys["noise"], x0.shape)
     x0, noises = stage.coupling(keys["couple"], x0, noises)
     if history is None:
         t, weight = stage.times(keys["time"], count), jnp.ones(count)
     else:
         t, weight = resampling.draw(history, keys["time"], count)
+    return Examples(x0, noises, t, weight, cond), keys["dropout"]
+
+
+def loss(stage: Stage, params: Params, examples: Examples, dropout_key: jax.Array) -> BatchLoss:
+    """The training loss of each example; both `examples` and the key are what `draw` gives."""
+
+    def net(x: jax.Array, level: jax.Array) -> jax.Array:
+        return stage.net(params, x, level, examples.cond, dropout_key)
+
     settings: dict[str, Any] = {
         "prediction": stage.prediction,
         "target": stage.target,
         "weighting": stage.weighting,
         "inputs": stage.inputs,
         "penalty": stage.penalty,
-        "x0": x0,
-        "eps": noises,
-        "t": t,
+        "x0": examples.x0,
+        "eps": examples.eps,
+        "t": examples.t,
     }
     if stage.vlb_weight:
         losses = hybrid_loss(net, stage.schedule, vlb_weight=stage.vlb_weight, **settings)
     else:
         losses = denoising_loss(net, stage.schedule, **settings)
-    level = jnp.clip(logsnr(stage.schedule(t)), -20.0, 20.0)
-    objective = weight * losses
+    level = jnp.clip(logsnr(stage.schedule(examples.t)), -20.0, 20.0)
+    objective = examples.weight * losses
     if stage.uncertainty is not None:
         objective = uncertain(objective, stage.uncertainty(params, level))
-    return BatchLoss(objective, losses, t, level)
+    return BatchLoss(objective, losses, examples.t, level)
 
 
 def sample(

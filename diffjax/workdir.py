@@ -1,4 +1,4 @@
-"""A run's working directory: made, checked for writing, and held by one process at a time."""
+"""A run's working directory: made, checked for writing, and held by one program at a time."""
 
 import contextlib
 import os
@@ -11,14 +11,21 @@ LOCK = ".lock"
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[Path]:
+def hold(workdir: Path, *, first: bool = True) -> Iterator[Path]:
     """Make `workdir` and hold it until the end of the block.
 
     The lock is the operating system's, on an open file: it ends with the process, however that ends.
 
+    Args:
+      workdir: the folder.
+      first: whether this is the first process of its program; the others leave the lock to it.
+
     Raises:
       UserError: the folder cannot be made or written, or another process holds it.
     """
+    if not first:
+        yield workdir
+        return
     try:
         import fcntl
     except ImportError:  # not a POSIX system: no lock, and nothing else differs

@@ -142,7 +142,8 @@ def test_recipes_build_and_give_finite_losses_and_samples(recipe, helpers):
     def run(key):
         cond = Cond(jnp.ones((2, 3, 4)), jnp.ones((2, 3), bool), jnp.ones((2, 4)))
         batch = {"image": jnp.full((2, 8, 8, 3), 100, jnp.uint8), "text": cond.text, "mask": cond.mask}
-        losses = stage.loss(tiny, 0.5, {**batch, "pooled": cond.pooled}, key)
+        examples, dropout_key = stage.draw(tiny, {**batch, "pooled": cond.pooled}, key)
+        losses = stage.loss(tiny, 0.5, examples, dropout_key)
         return losses, stage.sample(tiny, settings, 0.5, cond, jax.random.split(key, 2))
 
     losses, images = run(jax.random.key(0))

@@ -205,7 +205,7 @@ def test_prompts_become_pictures_by_one_command(monkeypatch, capsys, tmp_path):
     )
     printed = capsys.readouterr()
     assert status == 0, printed.err
-    assert "base: 16 px" in printed.out
+    assert "base: 16 px, public weights." in printed.out
     paths = sorted((tmp_path / "run" / "samples").iterdir())
     assert [path.name for path in paths] == ["0000-the-red-bird-0.png", "0001-a-tree-by-the-sea-0.png"]
     one, other = (np.asarray(Image.open(path)).astype(int) for path in paths)

@@ -68,7 +68,7 @@ def params_of(channels=3):
 
 
 def loss_of(stage, params, history=None, data=None):
-    run = jax.jit(lambda params, data, key: stages.loss(stage, params, data, key, history))
+    run = jax.jit(lambda params, *given: stages.loss(stage, params, *stages.draw(stage, *given, history)))
     return run(params, data or batch(), jax.random.key(0))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffjax import stage as stages
-from diffjax.diffusion import predictions, thresholding, timesteps, weightings
+from diffjax.diffusion import predictions, resizing, thresholding, timesteps, weightings
 from diffjax.diffusion.schedules import cosine, logsnr
 from diffjax.diffusion.solvers.ancestral import ddim, ddpm
 from diffjax.nn.conditioning import Cond
@@ -58,7 +58,8 @@ def spied(seed=0, count=8, size=16, **changes):
 
     @jax.jit
     def run(data, key):
-        loss = stages.loss(stage_of(spy, **changes), jnp.float32(0.5), data, key)
+        stage = stage_of(spy, **changes)
+        loss = stages.loss(stage, jnp.float32(0.5), *stages.draw(stage, data, key))
         return loss.loss, vars(spy)
 
     loss, seen = run(data, jax.random.key(seed))
@@ -82,7 +83,7 @@ def clean_low_res(data):
     real = np.asarray(data["image"], np.float32) / 127.5 - 1.0
     count, size = real.shape[:2]
     small = real.reshape(count, size // 4, 4, size // 4, 4, 3).mean(axis=(2, 4))
-    return np.asarray(stages.upsample(jnp.asarray(small), 4))
+    return np.asarray(resizing.upsample(jnp.asarray(small), 4))
 
 
 def test_the_noised_low_resolution_image_is_what_reaches_the_network():
@@ -226,7 +227,7 @@ def test_sampling_noises_the_low_resolution_image_by_its_level(level):
     scale = 0.1  # the result is clipped to [-1, 1]
     given = shown(lambda cond: scale * cond.low_res, settings_of(aug_level=level), low_res=low_res) / scale
     coeffs = SCHEDULE(jnp.float32(level))
-    clean = coeffs.alpha * stages.upsample(low_res, 4)
+    clean = coeffs.alpha * resizing.upsample(low_res, 4)
     noise = (given - clean) / coeffs.sigma
     np.testing.assert_allclose(noise.std(axis=(1, 2, 3)), 1.0, atol=0.15 if level else 0.3)
     assert np.abs(np.corrcoef(np.asarray(noise).reshape(4, -1)) - np.eye(4)).max() < 0.2
@@ -307,7 +308,7 @@ def test_pixels_survive_the_way_to_the_models_range_and_back():
 
 def test_downsampling_is_the_mean_over_boxes():
     image = jnp.arange(2 * 4 * 6 * 1, dtype=jnp.float32).reshape(2, 4, 6, 1)
-    small = stages.downsample(image, 2)
+    small = resizing.downsample(image, 2)
     assert small.shape == (2, 2, 3, 1)
     np.testing.assert_allclose(small[0, 0, 0, 0], (0 + 1 + 6 + 7) / 4)
     np.testing.assert_allclose(small[1, 1, 2, 0], np.asarray(image)[1, 2:, 4:].mean())
@@ -318,13 +319,13 @@ def test_downsampling_is_the_mean_over_boxes():
 def test_upsampling_keeps_constants_means_and_smooth_pictures(factor):
     x = np.linspace(0.0, 1.0, 8)
     smooth = jnp.asarray(np.sin(3.0 * x)[:, None, None] + x[None, :, None], jnp.float32)[None]
-    large = stages.upsample(smooth, factor)
+    large = resizing.upsample(smooth, factor)
     assert large.shape == (1, 8 * factor, 8 * factor, 1)
-    np.testing.assert_allclose(stages.downsample(large, factor), smooth, atol=0.1)
+    np.testing.assert_allclose(resizing.downsample(large, factor), smooth, atol=0.1)
     np.testing.assert_allclose(large.mean(), smooth.mean(), atol=1e-2)
-    np.testing.assert_allclose(stages.upsample(jnp.full((1, 3, 3, 2), 0.7), factor), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(resizing.upsample(jnp.full((1, 3, 3, 2), 0.7), factor), 0.7, rtol=1e-6)
     # A ramp stays a ramp: pixel centres are aligned.
-    ramp = stages.upsample(jnp.arange(8.0)[None, None, :, None], factor)[0, 0, factor:-factor, 0]
+    ramp = resizing.upsample(jnp.arange(8.0)[None, None, :, None], factor)[0, 0, factor:-factor, 0]
     centres = (np.arange(8 * factor) + 0.5) / factor - 0.5
     np.testing.assert_allclose(ramp, centres[factor:-factor], atol=1e-5)
 

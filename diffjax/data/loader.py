@@ -1,15 +1,12 @@
-"""Batches from a source: shuffled, sharded over hosts, prefetched, and resumable to the very element."""
+"""Batches from a source: shuffled, shared by processes, prefetched, and resumable to the very element."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from diffjax.data.source import Source
 from diffjax.errors import UserError
-
-if TYPE_CHECKING:
-    import grain
 
 
 def make_loader(
@@ -19,28 +16,26 @@ def make_loader(
     seed: int,
     shuffle: bool = True,
     num_epochs: int | None = None,
-    host_index: int = 0,
-    host_count: int = 1,
+    rows: Sequence[int] | None = None,
     transforms: Sequence[Callable[[dict[str, Any]], dict[str, Any]] | Any] = (),
     images: bool = True,
     num_threads: int = 4,
     prefetch: int = 2,
-) -> "grain.DatasetIterator":
+) -> "Batches":
     """Make an iterator of batches.
 
-    There is one global order of elements, which `seed` decides; each epoch is shuffled anew. Host `h` gets
-    the elements `h, h + host_count, …` of it, so the global batches and their random transforms are the same
-    for every number of hosts.
+    There is one order of elements, which `seed` decides; each epoch is shuffled anew. Of several processes
+    each gets some `rows` of every batch, so batches and their random transforms are the same for every number
+    of processes.
 
     Args:
       source: the pictures.
-      batch_size: pictures per batch on this host; may exceed the size of the source.
+      batch_size: pictures per batch, of all processes together; may exceed the size of the source.
       seed: decides the order and the random transforms; a whole number from 0 to 2^32 - 1.
       shuffle: whether to shuffle each epoch.
-      num_epochs: how often to go through the source; None for ever. What does not fill a batch on every host
-        is left out at the end of the last epoch.
-      host_index: which host this is.
-      host_count: how many hosts share the source.
+      num_epochs: how often to go through the source; None for ever. What does not fill a batch is left
+        out at the end of the last epoch.
+      rows: which places of each batch this process reads; None: all.
       transforms: applied to each element, in order; functions from dict to dict, or objects with the method
         `random_map(element, rng)`, such as grain's `RandomMap` and `diffjax.data.transforms.RandomCrop`.
       images: whether elements begin with their picture; otherwise with `index` alone, and nothing is decoded.
@@ -48,18 +43,18 @@ def make_loader(
       prefetch: batches to be read ahead.
 
     Returns:
-      an iterator of dicts of numpy arrays: `image` `[batch, height, width, 3]` uint8 and `index` `[batch]`
-      int32, the place in `source`. Its `get_state()` can be written as JSON; `set_state()` continues with
-      exactly the batches that would have come next. `close()` ends its threads.
+      an iterator of dicts of numpy arrays: `image` `[rows, height, width, 3]` uint8 and `index` `[rows]`
+      int32, the place in `source`.
 
     Raises:
       UserError: if an argument is out of range, or no batch can be filled.
     """
-    _check_arguments(len(source), batch_size, seed, num_epochs, host_index, host_count)
+    rows = range(batch_size) if rows is None else rows
+    _check_arguments(len(source), batch_size, seed, num_epochs, rows)
     # grain takes a second to import, which whoever only looks at a source need not wait for.
     import grain
 
-    # Everything random comes before the slice: it depends on the global position, not on the host.
+    # Everything random comes before the rows are taken: it depends on the global position alone.
     elements = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         elements = elements.shuffle()
@@ -71,28 +66,66 @@ def make_loader(
         random_map = getattr(transform, "random_map", None)
         elements = elements.map(transform) if random_map is None else elements.random_map(random_map)
 
-    # All hosts must see equally many batches, or the last step would wait for ever.
-    global_batch = batch_size * host_count
-    end = len(elements) // global_batch * global_batch
-    elements = elements[host_index:end:host_count]
-    buffered = max(num_threads, prefetch * batch_size)
+    mine = grain.MapDataset.source(_Rows(elements, batch_size, rows))
+    buffered = max(num_threads, prefetch * len(rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffered if num_threads else 0)
-    return iter(elements.to_iter_dataset(options).batch(batch_size, drop_remainder=True))
+    batches = mine.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
+    return Batches(iter(batches), share=(len(rows), batch_size))
+
+
+class Batches:
+    """An iterator of batches whose position does not depend on how many processes share them."""
+
+    def __init__(self, iterator: Any, *, share: tuple[int, int]) -> None:
+        """`share`: how many elements of each batch `iterator` reads, of how many."""
+        self._iterator, self._share = iterator, share
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, int]:
+        """The position, as JSON can hold it: the number of the next element in the order of all processes."""
+        own, all_of_them = self._share
+        return {"next_index": self._iterator.get_state()["next_index"] // own * all_of_them}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Continue with exactly the batches that would have come next."""
+        own, all_of_them = self._share
+        self._iterator.set_state({"next_index": state["next_index"] // all_of_them * own})
+
+    def close(self) -> None:
+        """End the threads."""
+        self._iterator.close()
+
+
+class _Rows:
+    """Some rows of each batch of `elements`, one after the other."""
+
+    def __init__(self, elements: Any, batch_size: int, rows: Sequence[int]) -> None:
+        self._elements, self._batch_size, self._rows = elements, batch_size, rows
+
+    def __len__(self) -> int:
+        # Whole batches only: all processes must see equally many, or the last step would wait for ever.
+        return len(self._elements) // self._batch_size * len(self._rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        batch, place = divmod(i, len(self._rows))
+        return self._elements[batch * self._batch_size + int(self._rows[place])]
 
 
 def _check_arguments(
-    size: int, batch_size: int, seed: int, num_epochs: int | None, host_index: int, host_count: int
+    size: int, batch_size: int, seed: int, num_epochs: int | None, rows: Sequence[int]
 ) -> None:
     if batch_size < 1:
         raise UserError(f"The batch size must be at least 1, not {batch_size}.")
     if not 0 <= seed < 2**32:
         raise UserError(f"The seed must be from 0 to 2^32 - 1, not {seed}.")
-    if not 0 <= host_index < host_count:
-        raise UserError(f"Host {host_index} is not one of {host_count} hosts, counted from 0.")
+    if not len(rows) or not 0 <= min(rows) <= max(rows) < batch_size:
+        raise ValueError(f"rows {rows} of a batch of {batch_size}")
     if size == 0:
         raise UserError("The data set is empty: there is nothing to load.")
-    if num_epochs is not None and num_epochs * size < batch_size * host_count:
-        raise UserError(
-            f"{num_epochs} epochs of {size} pictures do not fill one batch of {batch_size} on each of "
-            f"{host_count} hosts."
-        )
+    if num_epochs is not None and num_epochs * size < batch_size:
+        raise UserError(f"{num_epochs} epochs of {size} pictures do not fill one batch of {batch_size}.")

@@ -225,11 +225,11 @@ def read_params(
     Args:
       store: the folder, which `check` has passed.
       table: the sources.
-      shardings: a tree like the parameters, of placements; None: all on the default device.
+      shardings: a tree like the parameters, of placements; None: all on this process's first device.
       dtype: of the parameters.
     """
     places = {} if shardings is None else flatten_dict(shardings, sep="/")
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     flat = {}
     for path, source in table.items():
         shape = (source.copies, *source.shape) if source.copies else source.shape

@@ -66,6 +66,18 @@ class Conv(nn.Conv):
         return _placed(super().__call__(inputs), self.axis)
 
 
+class Embed(nn.Embed):
+    """A table of vectors, whole on every device when it is looked up.
+
+    Left to itself the compiler looks up parts of the vectors of all examples, and sends them all to all.
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """`[...] int -> [..., features]`."""
+        table = self.embedding if self.dtype is None else self.embedding.astype(self.dtype)
+        return jnp.take(constrain(table, None, None), inputs, axis=0)
+
+
 def _placed(y: jax.Array, axis: str) -> jax.Array:
     before = {2: ("batch",), 3: ("batch", "length"), 4: ("batch", "height", "width")}
     return constrain(y, *before[y.ndim], axis) if y.ndim in before else y
@@ -190,10 +202,10 @@ def group_norm(
 
 def embedding(
     rows: int, features: int, *, init: Initializer | None = None, dtype: Dtype = None, name: str | None = None
-) -> nn.Embed:
+) -> Embed:
     """A table of `rows` vectors, `[...] int -> [..., features]`."""
     init = nn.initializers.normal(0.02) if init is None else init
-    return nn.Embed(
+    return Embed(
         rows,
         features,
         dtype=dtype,

@@ -56,9 +56,15 @@ class Modulation(nn.Module):
     @nn.compact
     def __call__(self, vector: jax.Array) -> list[jax.Array]:
         """`[batch, any] -> count x [batch, features]`."""
-        out = dense(self.features * self.count, kernel_init=zeros, dtype=self.dtype, name="dense")(
-            nn.silu(vector)
+        layer = dense(
+            self.features * self.count,
+            axes=("embed", "mlp"),
+            kernel_init=zeros,
+            dtype=self.dtype,
+            name="dense",
         )
+        # Tensor parallelism divides the layer, which is the largest of the block, but not its few results.
+        out = constrain(layer(nn.silu(vector)), "batch", "embed")
         return jnp.split(out, self.count, axis=-1)
 
 

@@ -71,7 +71,9 @@ def make_mesh(
     sizes = (data, fsdp, tensor, context)
     types = (AxisType.Auto,) * len(AXES)
     if slices == 1:
-        return jax.make_mesh(sizes, AXES, devices=devices, axis_types=types)
+        # An axis of the mesh need not be made of whole axes of the chips' torus: 16 of 8 x 8 x 8 is as good.
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
     inner = (data // slices, fsdp, tensor, context)
     grid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices)
     return Mesh(grid, AXES, axis_types=types)
@@ -108,7 +110,30 @@ def check_batch(batch_size: int, mesh: Mesh, key: str = "batch_size", *, accumul
         raise UserError(f"{key}={batch_size} does not divide over {over}; the nearest that does is {near}.")
 
 
+def batch_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Which rows of a global batch the devices of this process hold, in rising order."""
+    size = batch_size // batch_parts(mesh)
+    return np.concatenate([np.arange(part * size, (part + 1) * size) for part in _parts_here(mesh)])
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Place this process's part of a global batch on its devices."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    """Place this process's part of a global batch, its `batch_rows`, on its devices."""
+    here, sharding = _parts_here(mesh), batch_sharding(mesh)
+
+    def put(array: np.ndarray) -> jax.Array:
+        size = len(array) // len(here)
+        shape = (size * batch_parts(mesh), *array.shape[1:])
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            first = here.index((index[0].start or 0) // size) * size
+            return array[first : first + size]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: put(array) for name, array in batch.items()}
+
+
+def _parts_here(mesh: Mesh) -> list[int]:
+    """Which of the batch's parts the devices of this process hold."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_parts(mesh),))
+    return sorted({(index[0].start or 0) for index in places.values() if index is not None})

@@ -1,9 +1,13 @@
 """Several text encoders as one, as SDXL, SD3 and FLUX put them together."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError
@@ -26,6 +30,7 @@ class ComposedText:
     ):
         self.name, self.embed, self.max_length, self.length = name, embed, max_length, length
         self._parts = tuple(parts)
+        self._join = jax.jit(functools.partial(self._joined, xp=jnp), static_argnums=1)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -38,6 +43,20 @@ class ComposedText:
         lengths = self._checked_lengths(length)
         parts = [part.encode(captions, length=own) for part, own in zip(self._parts, lengths, strict=True)]
         return self._joined(parts, length)
+
+    def tokens(self, captions: Sequence[str], *, length: int) -> dict[str, np.ndarray]:
+        """What each part reads of captions, at least one: arrays `[batch, its length]`."""
+        lengths = self._checked_lengths(length)
+        parts = [part.tokens(captions, length=own) for part, own in zip(self._parts, lengths, strict=True)]
+        return {f"{i}/{name}": array for i, part in enumerate(parts) for name, array in part.items()}
+
+    def states(self, tokens: Mapping[str, jax.Array], *, length: int) -> TextStates:
+        """What `encode` gives, on the devices where `tokens` are."""
+        parts = []
+        for i, (part, own) in enumerate(zip(self._parts, self._checked_lengths(length), strict=True)):
+            mine = {name: tokens[f"{i}/{name}"] for name in ("ids", "mask")}
+            parts.append(part.states(mine, length=own))
+        return self._join(parts, length)
 
     def truncated(self, captions: Sequence[str], length: int) -> list[int]:
         """Indices of the captions that a part of it would cut."""
@@ -55,8 +74,8 @@ class ComposedText:
         """The length of each part."""
         raise NotImplementedError
 
-    def _joined(self, parts: list[TextStates], length: int) -> TextStates:
-        """What the parts gave, as one; `length` tokens."""
+    def _joined(self, parts: list[TextStates], length: int, xp: Any = np) -> TextStates:
+        """What the parts gave, as one; `length` tokens. With `xp` numpy or jax.numpy."""
         raise NotImplementedError
 
 
@@ -72,8 +91,8 @@ class SDXLText(ComposedText):
     def _lengths(self, length: int) -> list[int]:
         return [length] * len(self._parts)
 
-    def _joined(self, parts: list[TextStates], length: int) -> TextStates:
-        states = np.concatenate([part.states for part in parts], axis=-1)
+    def _joined(self, parts: list[TextStates], length: int, xp: Any = np) -> TextStates:
+        states = xp.concatenate([part.states for part in parts], axis=-1)
         return TextStates(states, parts[-1].mask, parts[-1].pooled)
 
 
@@ -122,15 +141,15 @@ class SD3Text(ComposedText):
         lengths = [self._clip_length] * self._num_clips + [length - self._clip_length]
         return lengths[: len(self._parts)]
 
-    def _joined(self, parts: list[TextStates], length: int) -> TextStates:
+    def _joined(self, parts: list[TextStates], length: int, xp: Any = np) -> TextStates:
         clips, t5 = parts[: self._num_clips], parts[self._num_clips :]
-        states = np.zeros((len(clips[0].states), length, self.embed), np.float32)
-        beside = np.concatenate([clip.states for clip in clips], axis=-1)
-        states[:, : self._clip_length, : beside.shape[-1]] = beside
-        if t5:
-            states[:, self._clip_length :] = t5[0].states
-        pooled = np.concatenate([clip.pooled for clip in clips], axis=-1)
-        return TextStates(states, np.ones(states.shape[:2], bool), pooled)
+        beside = xp.concatenate([clip.states for clip in clips], axis=-1)
+        count, _, width = beside.shape
+        wide = xp.pad(beside, ((0, 0), (0, 0), (0, self.embed - width)))
+        rest = (count, length - self._clip_length, self.embed)
+        states = xp.concatenate([wide, t5[0].states if t5 else xp.zeros(rest, np.float32)], axis=1)
+        pooled = xp.concatenate([clip.pooled for clip in clips], axis=-1)
+        return TextStates(states, xp.ones(states.shape[:2], bool), pooled)
 
 
 class FluxText(ComposedText):
@@ -142,5 +161,5 @@ class FluxText(ComposedText):
     def _lengths(self, length: int) -> list[int]:
         return [self._parts[0].max_length, length]
 
-    def _joined(self, parts: list[TextStates], length: int) -> TextStates:
+    def _joined(self, parts: list[TextStates], length: int, xp: Any = np) -> TextStates:
         return parts[1]._replace(pooled=parts[0].pooled)

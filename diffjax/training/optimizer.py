@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffjax.training.moments import CODECS, scale_by_adam
+
 
 def learning_rate_schedule(
     *,
@@ -57,12 +59,25 @@ def adamw(
     b2: float = 0.99,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    moments: str = "float32",
 ) -> optax.GradientTransformation:
     """AdamW (Loshchilov and Hutter, 2019) behind clipping by the global norm; `clip_norm` 0 is none.
 
-    Weights decay as `kernels` says.
+    Weights decay as `kernels` says. Moments may take fewer bits, see `diffjax.training.moments`.
+
+    Raises:
+      ValueError: there are no moments of this name.
     """
-    optimizer = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels)
+    if moments == "float32":
+        optimizer = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels)
+    elif moments in CODECS:
+        optimizer = optax.chain(
+            scale_by_adam(b1=b1, b2=b2, moments=moments),
+            optax.add_decayed_weights(weight_decay, kernels),
+            optax.scale_by_learning_rate(learning_rate),
+        )
+    else:
+        raise ValueError(f"moments is {moments!r}; expected 'float32', 'bfloat16' or 'int8'")
     return _clipped(optimizer, clip_norm)
 
 
@@ -73,13 +88,19 @@ def adafactor(
     b2: float = 0.99,
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
+    moments: str = "float32",
 ) -> optax.GradientTransformation:
     """Adafactor (Shazeer and Stern, 2018), whose second moments take a row and a column of each matrix.
 
     With momentum `b1`, which takes as much memory as Adam's first moment; 0 is none. `b2` is not used: the
     decay of the second moments rises with the steps.
+
+    Raises:
+      ValueError: moments of fewer bits are asked for.
     """
     del b2
+    if moments != "float32":
+        raise ValueError(f"moments is {moments!r}, but those of Adafactor are float32; expected 'float32'")
     factored = optax.adafactor(
         learning_rate,
         momentum=b1 or None,

@@ -49,19 +49,29 @@ class TrainingProgress:
         if self._bar:
             self._bar.update(self._task, completed=step)
 
-    def report(self, step: int, values: dict[str, float]) -> float:
-        """Show the metrics of `step`; returns images per second since the last report."""
+    def report(self, step: int, values: dict[str, float], *, waited: float = 0.0) -> dict[str, float]:
+        """Show the metrics of `step`.
+
+        Args:
+          step: how many steps are done.
+          values: the metrics; `loss` is shown.
+          waited: seconds since the last report in which there was no batch.
+
+        Returns:
+          since the last report: `images_per_second`, and `data_wait`, the share of the time that was waited.
+        """
         now = time.monotonic()
         then, last = self._reported
-        rate = (step - last) * self._batch_size / max(now - then, 1e-9)
+        seconds = max(now - then, 1e-9)
+        rate, wait = (step - last) * self._batch_size / seconds, min(waited / seconds, 1.0)
         self._reported = (now, step)
         left = (self._steps - step) * self._batch_size / max(rate, 1e-9)
-        note = f"{rate:.0f} images/s, {duration(left)} left, loss {values['loss']:.4f}"
+        note = f"{rate:.0f} images/s, {duration(left)} left, loss {values['loss']:.4f}, data wait {wait:.0%}"
         if self._bar:
             self._bar.update(self._task, completed=step, note=note)
         else:
             print(f"{self._label}: step {step}/{self._steps}, {note}", flush=True)
-        return rate
+        return {"images_per_second": rate, "data_wait": wait}
 
     def say(self, text: str) -> None:
         """Print a line without disturbing the bar."""

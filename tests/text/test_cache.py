@@ -1,6 +1,7 @@
 """The cache of encoded captions: what it saves, what it notices, what it survives."""
 
 import errno
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -97,6 +98,68 @@ def test_many_captions_are_encoded_in_chunks(embed, monkeypatch):
     assert [len(call) for call in encoder.calls] == [3, 3, 2]
 
 
+def test_processes_that_encode_together_agree_on_what_is_missing(tmp_path):
+    """One that knows a caption encodes it once more, for another that does not; one of them writes."""
+    options = {"length": 6, "cache_dir": tmp_path}
+    others = Counting()
+    table = embed_captions(others, CAPTIONS, **options, write=False)
+    assert_right(table, CAPTIONS, others)
+    assert list(tmp_path.iterdir()) == []
+    encoder = Counting()
+    embed_captions(encoder, CAPTIONS[:2], **options)
+    asked = []
+    everything = lambda missing: (asked.append(missing.tolist()), np.ones_like(missing))[1]  # noqa: E731
+    table = embed_captions(encoder, CAPTIONS, **options, agree=everything)
+    assert asked == [[False, False, True, True]]
+    assert encoder.calls == [CAPTIONS[:2], CAPTIONS]
+    assert table.captions == CAPTIONS
+    assert_right(table, CAPTIONS, encoder)
+
+
+def test_an_interruption_loses_one_shard_at_most(embed, monkeypatch):
+    monkeypatch.setattr(cache, "_CHUNK", 2)
+    monkeypatch.setattr(cache, "_SHARD_BYTES", 1)
+
+    class Interrupted(Counting):
+        def encode(self, captions, *, length):
+            if len(self.calls) == 2:
+                raise KeyboardInterrupt
+            return super().encode(captions, length=length)
+
+    captions = [f"{'x' * n} y" for n in range(7)]
+    with pytest.raises(KeyboardInterrupt):
+        embed(Interrupted(), captions)
+    assert len(list(embed.folder.glob("*/*.safetensors"))) == 2
+    encoder = Counting()
+    assert_right(embed(encoder, captions), captions, encoder)
+    assert encoder.calls == [captions[4:6], captions[6:]]
+    assert len(list(embed.folder.glob("*/*"))) == 4
+
+
+def test_states_are_mapped_not_read(embed, monkeypatch):
+    monkeypatch.setattr(cache, "_SHARD_BYTES", 2**16)
+    captions = [f"{'x y z ' * 2}{n}" for n in range(4000)]
+    expected = embed(Counting(), captions)
+    for table in (expected, embed(Counting(), captions)):
+        assert len(table) == 4000
+        held = [shard.states for shard in table._shards]
+        assert sum(states.nbytes for states in held) == 4000 * 6 * EMBED * 2
+        for states in held:
+            while isinstance(states.base, np.ndarray):
+                states = states.base
+            assert isinstance(states.base, mmap.mmap)
+        assert_right(table, captions[::371], Counting())
+
+
+def test_few_captions_share_a_file(embed):
+    encoder = Counting()
+    for n in range(5):
+        embed(encoder, [f"caption {n}"])
+    assert len(list(embed.folder.glob("*/*"))) == 1
+    assert_right(embed(encoder, []), [f"caption {n}" for n in range(5)], encoder)
+    assert [len(call) for call in encoder.calls] == [1] * 5
+
+
 def test_keyed_by_encoder_and_length(embed):
     first, second = Counting(), Counting(fingerprint="cd" * 32, offset=1.0)
     embed(first, CAPTIONS)
@@ -132,7 +195,7 @@ def flip(content, where):
 def test_damage_is_noticed_and_mended(embed, damage):
     encoder = Counting()
     embed(encoder, CAPTIONS)
-    (path,) = embed.folder.iterdir()
+    (path,) = embed.folder.glob("*/*")
     path.write_bytes(damage(path.read_bytes()))
     embed.lines.clear()
     assert_right(embed(encoder, CAPTIONS), CAPTIONS, encoder)
@@ -146,7 +209,7 @@ def test_damage_is_noticed_and_mended(embed, damage):
 def test_every_flipped_byte_is_noticed(embed):
     encoder = Counting()
     embed(encoder, ["a cat"])
-    (path,) = embed.folder.iterdir()
+    (path,) = embed.folder.glob("*/*")
     content = path.read_bytes()
     for where in range(len(content)):
         path.write_bytes(flip(content, where))
@@ -163,7 +226,7 @@ def test_strange_captions_survive_the_disk(embed):
 
 def test_no_pickle_and_no_leftovers(embed):
     embed(Counting(), CAPTIONS)
-    (path,) = embed.folder.iterdir()
+    (path,) = embed.folder.glob("*/*")
     assert path.suffix == ".safetensors"
 
 
@@ -190,7 +253,7 @@ def test_full_disk(embed, monkeypatch):
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"counting-.*No space left on device"):
         embed(Counting(), CAPTIONS)
-    assert list(embed.folder.iterdir()) == []
+    assert list(embed.folder.glob("*/*")) == []
 
 
 def test_states_that_float16_cannot_hold(embed):
@@ -218,4 +281,11 @@ def test_two_processes_at_once(tmp_path):
     for worker in workers:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0, 0]
-    assert len(list(tmp_path.iterdir())) == 1
+    # What both have added lies in one file as soon as something is added again.
+    table = embed_captions(Counting(), ["one more"], length=6, cache_dir=tmp_path, log=refuse_damage)
+    (path,) = tmp_path.glob("*/*")
+    assert path.stat().st_size < 2**16  # nothing is there twice
+    captions = [f"{which} caption number {n}" for which in range(2) for n in range(30)]
+    found = [caption for caption in captions if caption in table]
+    assert len(found) >= 30
+    assert_right(table, [*found, "one more"], Counting())

@@ -41,9 +41,10 @@ def test_a_report_is_one_plain_line_where_there_is_no_terminal(capsys, clock):
     with TrainingProgress("base", start=100, steps=200, batch_size=8) as progress:
         progress.advance(105)
         clock.now = 4.0
-        rate = progress.report(110, {"loss": 0.12345})
-    assert rate == pytest.approx(20.0)
-    assert capsys.readouterr().out == "base: step 110/200, 20 images/s, 36 s left, loss 0.1235\n"
+        speed = progress.report(110, {"loss": 0.12345}, waited=1.0)
+    assert speed == pytest.approx({"images_per_second": 20.0, "data_wait": 0.25})
+    shown = "base: step 110/200, 20 images/s, 36 s left, loss 0.1235, data wait 25%\n"
+    assert capsys.readouterr().out == shown
 
 
 def test_the_rate_is_of_the_time_since_the_last_report(capsys, clock):
@@ -51,7 +52,7 @@ def test_the_rate_is_of_the_time_since_the_last_report(capsys, clock):
     clock.now = 10.0
     progress.report(10, {"loss": 1.0})
     clock.now = 12.0
-    assert progress.report(20, {"loss": 1.0}) == pytest.approx(40.0)
+    assert progress.report(20, {"loss": 1.0})["images_per_second"] == pytest.approx(40.0)
     clock.now = 75.0
     assert progress.elapsed() == "1 min 15 s"
     progress.say("done")

@@ -27,13 +27,17 @@ def losses_of(params, batch, key):
     return (batch["x"] @ (params["w"] - TARGET) + params["b"] + 0.01 * noise) ** 2
 
 
-def loss_fn(params, batch, key, history):
+def draw(batch, key, history):
+    return batch, key
+
+
+def loss_fn(params, batch, key):
     loss = losses_of(params, batch, key)
     t = jnp.linspace(0.05, 0.95, loss.shape[0])
     return BatchLoss(loss, 2.0 * loss, t, 20.0 * t)
 
 
-STEP = jax.jit(make_train_step(loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE))
+STEP = jax.jit(make_train_step(draw, loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE))
 
 
 def state(seed=0):
@@ -101,7 +105,7 @@ def test_the_state_is_donated_and_the_batch_is_not():
     places = {"w": replicated(mesh), "b": replicated(mesh)}
     start = init_sharded(init, OPTIMIZER, jax.random.key(0), mesh, places)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, start)
-    step = make_train_step(loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE)
+    step = make_train_step(draw, loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE)
     update = compile_train_step(step, shardings, batch_sharding(mesh), replicated(mesh))
     placed = put_batch({"x": np.asarray(batch()["x"])}, mesh)
     new, _ = update(start, placed, jax.device_put(jax.random.key(0), replicated(mesh)))

@@ -1,0 +1,111 @@
+"""What chips can do by their makers' tables, and slices of TPUs that are not there.
+
+Sources, per chip: peak rate of dense bfloat16 matrix products, memory, its bandwidth, and the bandwidth of
+all links to other chips in one direction (half of what is sold as bidirectional).
+
+============  =====================================================================================
+TPU           cloud.google.com/tpu/docs: pages v4, v5e, v5p, v6e, tpu7x; the links of v4 from Jouppi et
+              al., 2023 (arXiv 2304.01433, table 4: six of 50 GB/s)
+A100          NVIDIA A100 80GB datasheet (SXM: 312 TFLOP/s, 2039 GB/s, NVLink 600 GB/s)
+H100, H200    NVIDIA H100 and H200 datasheets (SXM: 989 TFLOP/s without sparsity; 3.35 and 4.8 TB/s; NVLink
+              900 GB/s)
+============  =====================================================================================
+
+GPUs of several machines have less between them than these links; the data centre's network of TPU slices is
+not in the table either.
+"""
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from diffjax.errors import UserError
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """What one device of JAX can do; 0 is unknown.
+
+    Attributes:
+      name: short.
+      flops: bfloat16 matrix products, in FLOP/s.
+      hbm: bytes of memory.
+      bandwidth: of that memory, in bytes/s.
+      links: to other devices, all together, one direction, in bytes/s.
+    """
+
+    name: str
+    flops: float = 0.0
+    hbm: int = 0
+    bandwidth: float = 0.0
+    links: float = 0.0
+
+
+# By the beginning of JAX's `device_kind`; the first that fits. A TPU7x is two devices: these are halves.
+CHIPS: dict[str, Chip] = {
+    "TPU v4": Chip("TPU v4", 275e12, 32 * GIB, 1200e9, 300e9),
+    "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * GIB, 819e9, 200e9),
+    "TPU v5": Chip("TPU v5p", 459e12, 95 * GIB, 2765e9, 600e9),
+    "TPU v6 lite": Chip("TPU v6e", 918e12, 32 * GIB, 1600e9, 400e9),
+    "TPU7x": Chip("half a TPU7x", 2307e12 / 2, 96 * GIB, 7380e9 / 2, 600e9 / 2),
+    "NVIDIA A100": Chip("A100 80GB", 312e12, 80 * 10**9, 2039e9, 300e9),
+    "NVIDIA H100": Chip("H100 SXM", 989e12, 80 * 10**9, 3350e9, 450e9),
+    "NVIDIA H200": Chip("H200 SXM", 989e12, 141 * 10**9, 4800e9, 450e9),
+}
+
+
+def chip_of(device: Any) -> Chip:
+    """What is known of a device; of a CPU, its share of the machine's memory alone."""
+    kind = device.device_kind
+    for prefix, chip in CHIPS.items():
+        if kind.startswith(prefix):
+            return chip
+    if device.platform == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return Chip("CPU", hbm=memory // jax.local_device_count("cpu"))
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0)
+    return Chip(kind, hbm=limit)
+
+
+def topology_devices(name: str) -> Sequence[Any]:
+    """The devices of a TPU slice that is not there, for which programs can be compiled but not run.
+
+    Call it before JAX has looked for devices: on a machine without TPUs it makes JAX use the CPU.
+
+    Args:
+      name: generation and shape, such as "v5e:4x4" or "v5p:8x8x8".
+
+    Raises:
+      UserError: the package libtpu is missing, or there is no such slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            f"--topology={name} needs the compiler for TPUs: run `pip install 'diffjax[plan]'`.\n"
+            "Without --topology, the plan is for the devices of this machine."
+        )
+    jax.config.update("jax_platforms", "cpu")
+    # Of libtpu: that there is no TPU to be asked, that others may use it too, and that it need not say so.
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+    quiet |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_ID": "0"}
+    for key, value in quiet.items():
+        os.environ.setdefault(key, value)
+    from jax.experimental import topologies
+
+    # A v4's two cores are one device on real machines as well.
+    settings = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
+    except Exception as error:  # JaxRuntimeError or, from older plugins, others
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--topology={name}: {first}\n"
+            "Expected a generation and a shape, such as v5e:4x4, v6e:8x8 or v5p:4x4x4."
+        ) from error

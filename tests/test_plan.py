@@ -1,0 +1,378 @@
+"""Mode `plan`: memory, traffic and bounds against what is known by hand."""
+
+import functools
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from diffjax import estimate
+from diffjax import plan as plans
+from diffjax.errors import UserError
+from diffjax.parallel.chips import CHIPS, Chip, chip_of, topology_devices
+from diffjax.parallel.collectives import Traffic, shape_bytes, traffic
+from diffjax.parallel.mesh import make_mesh
+from diffjax.programs import Program, sample_program, train_program
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+TRAINED = sorted(
+    path
+    for path in CONFIGS.rglob("*.py")
+    if path.stem not in ("__init__", "cascade") and path.parent.name != "pretrained"
+)
+
+
+def load(name, variant=""):
+    return runpy.run_path(CONFIGS / f"{name}.py")["get_config"](*[variant] if variant else [])
+
+
+def tiny(name="dit/imagenet256"):
+    config = load(name, "tiny")
+    config.batch_size = 16
+    return config
+
+
+# What is sent.
+
+
+def compiled_text(function, *shapes, mesh):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    with jax.set_mesh(mesh):
+        return jax.jit(function).lower(*arguments).compile().as_text()
+
+
+def test_a_sum_over_devices_in_a_loop_counts_as_often_as_it_runs():
+    mesh = make_mesh(data=2, fsdp=4)
+
+    def run(x):
+        def body(carry, _):
+            return jax.lax.psum(carry, "fsdp") / 4.0 + 1.0, None
+
+        local = lambda x: jax.lax.scan(body, x, length=7)[0]  # noqa: E731
+        return jax.shard_map(
+            local, in_specs=PartitionSpec("fsdp"), out_specs=PartitionSpec("fsdp"), check_vma=False
+        )(x)
+
+    # Each device holds 8 x 5 floats; a ring of four sends three quarters of them twice.
+    found = traffic(compiled_text(run, (32, 5), mesh=mesh))
+    assert found == {"all-reduce": Traffic(7, 7 * 2 * 8 * 5 * 4 * 3 // 4)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "sent"),
+    [
+        ("all-gather", lambda x: jax.lax.all_gather(x, "fsdp"), 7 * 4 * 6 * 4),
+        ("all-to-all", lambda x: jax.lax.all_to_all(x, "fsdp", 0, 1, tiled=True), 4 * 6 * 4 * 7 // 8),
+        (
+            "collective-permute",
+            lambda x: jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 8) for i in range(8)]),
+            4 * 6 * 4,
+        ),
+        ("reduce-scatter", lambda x: jax.lax.psum_scatter(x, "fsdp", tiled=True), 4 * 6 * 4 * 7 // 8),
+    ],
+)
+def test_bytes_of_each_kind(kind, function, sent):
+    rows = 8 if kind in ("all-to-all", "reduce-scatter") else 4
+    run = lambda x: jax.shard_map(  # noqa: E731
+        function, in_specs=PartitionSpec("fsdp"), out_specs=PartitionSpec("fsdp"), check_vma=False
+    )(x)
+    found = traffic(compiled_text(run, (8 * rows, 6), mesh=make_mesh(fsdp=8)))
+    assert found == {kind: Traffic(1, sent * rows // 4)}
+
+
+# As the TPU compiler writes it: no trip counts, a counter that goes by two, one collective in two fusions, a
+# reduce-scatter as a fusion, an axis of a named mesh.
+TPU = """HloModule jit_f, is_scheduled=true, num_partitions=16
+
+%all-reduce-scatter.1 (p.1: bf16[64,32]) -> bf16[16,32] {
+  %p.1 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %sum.1 = bf16[64,32]{1,0} all-reduce(%p.1), channel_id=1, replica_groups=mesh['a'=4,'b'=4] {'b'}
+}
+
+%body (s: (u32[], bf16[4,8])) -> (u32[], bf16[4,8]) {
+  %two = u32[]{:T(128)} constant(2)
+  %s = (u32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = u32[]{:T(128)} get-tuple-element(%s), index=0
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%s), index=1
+  %start = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=2
+  %done = bf16[4,8]{1,0} collective-permute-done(%start)
+  %next = u32[]{:T(128)} add(%i, %two)
+  ROOT %out = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%next, %done)
+}
+
+%condition (s.1: (u32[], bf16[4,8])) -> pred[] {
+  %limit = u32[]{:T(128)} constant(8)
+  %s.1 = (u32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i.1 = u32[]{:T(128)} get-tuple-element(%s.1), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
+}
+
+%begin (p.2: bf16[2,8]) -> bf16[32,8] {
+  %p.2 = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[32,8]{1,0} all-gather(%p.2), channel_id=3, replica_groups=[1,16]<=[16]
+}
+
+%end (p.3: bf16[2,8]) -> bf16[32,8] {
+  %p.3 = bf16[2,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[32,8]{1,0} all-gather(%p.3), channel_id=3, replica_groups=[1,16]<=[16]
+}
+
+ENTRY %main (a: bf16[64,32], b: bf16[2,8]) -> bf16[16,32] {
+  %a = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %b = bf16[2,8]{1,0} parameter(1)
+  %f.1 = bf16[32,8]{1,0} fusion(%b), kind=kCustom, calls=%begin
+  %f.2 = bf16[32,8]{1,0} fusion(%b), kind=kCustom, calls=%end
+  %state = (u32[]{:T(128)}, bf16[4,8]{1,0}) tuple(%a, %b)
+  %loop = (u32[]{:T(128)}, bf16[4,8]{1,0}) while(%state), condition=%condition, body=%body
+  ROOT %f.3 = bf16[16,32]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_the_text_of_a_tpu_program():
+    assert traffic(TPU) == {
+        "all-gather": Traffic(1, 32 * 8 * 2 * 15 // 16),
+        "reduce-scatter": Traffic(1, 64 * 32 * 2 * 3 // 4),
+        "collective-permute": Traffic(4, 4 * 4 * 8 * 2),
+    }
+
+
+def test_a_loop_that_nobody_knows_the_length_of_is_an_error_where_something_is_sent():
+    with pytest.raises(ValueError, match="start is in a loop of unknown length"):
+        traffic(TPU.replace("add(%i, %two)", "multiply(%i, %two)"))
+    with pytest.raises(ValueError, match="no text of a compiled program"):
+        traffic("nothing")
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ("f32[2,3]{1,0}", 24),
+        ("(bf16[4]{0}, /*index=1*/pred[3]{0:T(8)})", 11),
+        ("u32[]", 4),
+        ("s4[6]", 3),
+        ("f8e4m3fn[5]", 5),
+    ],
+)
+def test_bytes_of_shapes(shape, size):
+    assert shape_bytes(shape) == size
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(("fsdp", "tensor"), [(8, 1), (4, 2), (2, 4)])
+@pytest.mark.parametrize(("name", "variant"), [("dit/imagenet256", "XL/2"), ("imagen/base64", "2b")])
+def test_parameters_average_and_optimizer_are_divided(name, variant, fsdp, tensor):
+    program = train_program(load(name, variant), make_mesh(fsdp=fsdp, tensor=tensor))
+    whole = {"parameters": 4, "EMA": 4}
+    # Adafactor keeps one moment, and rows and columns of the other.
+    whole["optimizer"] = 8 if name.startswith("dit") else 4
+    for kind, size in whole.items():
+        held = program.bytes_per_chip()[kind]
+        assert held == pytest.approx(size * program.parameters / (fsdp * tensor), rel=0.1), kind
+
+
+@pytest.mark.parametrize("path", TRAINED, ids=lambda path: "-".join(path.relative_to(CONFIGS).parts))
+def test_every_configuration_is_planned_without_an_array(path):
+    config = load(str(path.relative_to(CONFIGS).with_suffix("")))
+    for make, own in plans.programs(config, Path("."), "train"):
+        own.mesh.fsdp = 2
+        program = make(make_mesh(**own.mesh), 8)
+        parts = program.bytes_per_chip()
+        assert parts["parameters"] < 4 * program.parameters
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(program.parts))
+        assert parts["batch"] > 0
+
+
+def test_what_is_assumed_of_the_text_is_said():
+    notes = train_program(load("imagen/base64"), make_mesh(), batch=8).notes
+    assert notes[0] == "text is assumed to be T5-XXL's, 4096 wide, with a pooled vector of 4096."
+
+
+def test_flops_are_three_forward_passes_and_of_the_sampler_two_a_step():
+    config = tiny()
+    config.preview.sampler.num_steps = 5
+    trained = train_program(config, make_mesh())
+    sampled = sample_program(config, make_mesh(), batch=16)
+    assert sampled.flops() == pytest.approx(trained.flops() / 3 * 2 * 5)
+
+
+# The whole mode.
+
+
+def test_a_plan_of_this_machine():
+    config = tiny()
+    mesh = make_mesh(fsdp=4)
+    found = estimate.measure(train_program(config, mesh), mesh)
+    assert (found.devices, found.mesh["data"], found.mesh["fsdp"], found.batch) == (8, 2, 4, 16)
+    assert (found.fits, found.chip.name, found.seconds) == (True, "CPU", {})
+    assert found.needed == sum(found.bytes.values())
+    # What divides is gathered in float32 here; more than once, for the backward pass.
+    assert found.collectives["all-gather"].bytes > 0.5 * 4 * found.parameters * 3 / 4
+    text = estimate.report(found)
+    for words in ("batch 16, 8 x CPU (data 2, fsdp 4)", "temporaries", "all-gather", ": fits", "no estimate"):
+        assert words in text
+
+
+def test_the_programs_of_a_cascade(tmp_path):
+    cascade = load("quickstart")
+    made = plans.programs(cascade, tmp_path, "train")
+    assert [make(make_mesh(), 0).name for make, _ in made] == ["train base", "train sr"]
+    make, own = plans.programs(cascade, tmp_path, "sample")[1]
+    program = make(make_mesh(**own.mesh), 8)
+    assert program.name == "sample sr"
+    assert set(program.parts) == {"parameters", "batch"}
+
+
+def test_a_sampler_as_json(capsys, tmp_path):
+    config = tiny("jit/imagenet256")
+    config.preview.sampler.num_steps = 2
+    plans.plan(config, tmp_path, program="sample", batch="8", as_json=True)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["program"], found["batch"], found["fits"]) == ("sample", 8, True)
+    assert set(found["bytes"]) == {"parameters", "batch", "temporaries", "outputs", "program, padding"}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("imagen/cascade", {}, "brings no stages to train"),
+        ("imagen/cascade", {"program": "sample"}, "holds no run"),
+        ("pretrained/deepfloyd", {"program": "sample"}, "give --config.init_from=FOLDER"),
+        ("quickstart", {"batch": "many"}, "--batch=many: expected a number, or auto"),
+        ("quickstart", {"batch": "3"}, "batch_size=3 does not divide over 8 devices"),
+    ],
+)
+def test_mistakes_are_answered(name, settings, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=words):
+        plans.plan(load(name), tmp_path, **settings)
+
+
+def test_without_the_compiler_for_tpus_its_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'diffjax\[plan\]'"):
+        topology_devices("v5e:4x4")
+
+
+# The largest batch, with a compiler whose memory is known.
+
+
+class Refused(jax.errors.JaxRuntimeError):
+    """As the TPU compiler says that it found no room."""
+
+
+def fake(batch, *, limit, each, fixed, tells=True):
+    """A program that needs `fixed + each * batch / 8` bytes on a chip with `limit`."""
+    need = fixed + each * batch // 8
+
+    class Memory:
+        argument_size_in_bytes = 0
+        output_size_in_bytes = alias_size_in_bytes = generated_code_size_in_bytes = 0
+        temp_size_in_bytes = need
+
+    class Compiled:
+        memory_analysis = staticmethod(lambda: Memory)
+        as_text = staticmethod(lambda: (_ for _ in ()).throw(RuntimeError("crashed")))
+
+    def compile():
+        if need > limit:
+            used = f"Used {need / 2**30:.2f}G of {limit / 2**30:.2f}G hbm." if tells else ""
+            raise Refused(f"RESOURCE_EXHAUSTED: Ran out of memory. {used}")
+        return Compiled
+
+    lowered = type("Lowered", (), {"compile": staticmethod(compile)})
+    return Program("train", batch, 10, {}, lambda: 1.0, (), lambda: lowered)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize(("each", "fixed"), [(2**26, 2**31), (2**30, 2**31), (2**33, 0)])
+def test_the_largest_batch_that_fits_is_found_in_few_compilations(each, fixed, tells, monkeypatch):
+    # As on TPUs, a little of the chip's memory is not for programs.
+    monkeypatch.setattr(estimate, "chip_of", lambda device: Chip("fake", hbm=16 * 2**30))
+    limit = 15 * 2**30
+    make = lambda mesh, batch: fake(batch, limit=limit, each=each, fixed=fixed, tells=tells)  # noqa: E731
+    found = plans.largest(make, make_mesh())
+    best = (limit - fixed) // each
+    assert found.fits
+    assert 0.96 * best <= found.batch / 8 <= best
+    assert not tells or f"in {plans.MAX_COMPILES} compilations" not in found.notes[-1]
+    assert "what is sent is unknown: crashed" in found.notes[0]
+
+
+def test_too_large_for_one_image_is_an_answer_with_advice():
+    make = lambda mesh, batch: fake(batch, limit=2**30, each=2**31, fixed=0)  # noqa: E731
+    found = plans.largest(make, make_mesh())
+    assert (found.fits, found.batch, found.needed, found.limit) == (False, 8, 2**31, 2**30)
+    text = estimate.report(found)
+    for words in ("DOES NOT FIT", "config.mesh.fsdp", "2.00 GiB of 1.00 GiB"):
+        assert words in text
+
+
+def test_other_errors_of_the_compiler_are_errors():
+    lowered = type(
+        "Lowered", (), {"compile": staticmethod(lambda: (_ for _ in ()).throw(Refused("INTERNAL: no")))}
+    )
+    with pytest.raises(UserError, match="the compiler refuses this program: INTERNAL: no"):
+        estimate.measure(Program("train", 8, 10, {}, lambda: 1.0, (), lambda: lowered), make_mesh())
+
+
+def test_bounds_are_what_the_table_of_chips_says():
+    chip = CHIPS["TPU v5 lite"]
+    parts = {"parameters": 10**9, "EMA": 10**9, "optimizer": 2 * 10**9, "temporaries": 10**9}
+    found = estimate.bounds(197e12, parts, {"all-gather": Traffic(1, 2 * 10**11)}, chip)
+    assert found == pytest.approx({"compute": 1.0, "memory": 10e9 / 819e9, "links": 1.0})
+    sampled = estimate.bounds(197e12, {"parameters": 10**9, "temporaries": 0}, None, chip)
+    assert sampled == pytest.approx({"compute": 1.0, "memory": 1e9 / 819e9})
+
+
+def test_devices_are_found_by_the_beginning_of_their_kind():
+    device = lambda kind: type("Device", (), {"device_kind": kind, "platform": "tpu"})  # noqa: E731
+    kinds = ("TPU v5", "TPU v5 lite", "TPU v6 lite", "TPU7x", "NVIDIA H200")
+    assert [chip_of(device(kind)).flops / 1e12 for kind in kinds] == [459, 197, 918, 1153.5, 989]
+
+
+# TPU slices that are not there; budgets as the compiler gave them, and a little more.
+
+
+@functools.cache
+def slice_plan(topology, name, variant, batch, **mesh):
+    pytest.importorskip("libtpu")
+    config = load(name, variant)
+    config.mesh.update(data=-1, fsdp=mesh.get("fsdp", 1), tensor=mesh.get("tensor", 1))
+    where = make_mesh(**config.mesh, devices=topology_devices(topology))
+    return estimate.measure(train_program(config, where, batch=batch), where)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 4])
+def test_dit_xl_on_256_chips_sends_little_more_than_it_must(tensor):
+    fsdp, data, batch = 16 // tensor, 16, 2048
+    found = slice_plan("v5e:16x16", "dit/imagenet256", "XL/2", batch, fsdp=fsdp, tensor=tensor)
+    assert found.fits
+    assert "all-to-all" not in found.collectives
+    sent = sum(each.bytes for each in found.collectives.values())
+    assert sent <= 1.5 * least_sent(found.parameters, data, fsdp, tensor, batch)
+
+
+def least_sent(parameters, data, fsdp, tensor, batch, *, depth=28, tokens=256, width=1152):
+    """Bytes that DiT-XL/2 must send in bfloat16: twice its weights and once their gradients over `fsdp`, the
+    gradients' shards over `data`, and four sums of activations a block over `tensor`."""
+    ring = lambda count: (count - 1) / count  # noqa: E731
+    weights = 2 * parameters / tensor
+    activations = 2 * batch // (data * fsdp) * tokens * width
+    sums = 2 * ring(tensor) * 4 * depth * activations
+    return 3 * weights * ring(fsdp) + 2 * weights / fsdp * ring(data) + sums
+
+
+@pytest.mark.slow
+def test_no_room_on_a_small_slice_is_an_answer():
+    found = slice_plan("v5e:2x2", "dit/imagenet256", "XL/2", 1024)
+    assert not found.fits
+    assert found.needed > found.limit > 15 * 2**30
+    assert "DOES NOT FIT" in estimate.report(found)
