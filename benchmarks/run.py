@@ -12,6 +12,7 @@ jax, flax, optax and ml_collections suffice for all but the peers and the loader
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=hardware()["cores"], help="of the peers")
     parser.add_argument("--peer-python", default="", help="where torch and diffusers are installed")
     parser.add_argument("--peers", nargs="*", default=("eager", "compiled"), choices=("eager", "compiled"))
+    parser.add_argument("--unrolled", action="store_true", help="every block written out, not one loop")
     parser.add_argument("--deep", default="dit-xl2", choices=sorted(CASES), help="whose compile time")
     return parser.parse_args(arguments)
 
@@ -98,6 +100,9 @@ def compare(suite: str, case: Case, options: argparse.Namespace, rate: float) ->
     cpu = jax.default_backend() == "cpu"
     batch = options.batch or (case.batch if cpu else case.big_batch)
     dtype = DTYPES[options.dtype]
+    if options.unrolled:
+        unrolled = functools.partial(case.network, scan=False)
+        case = dataclasses.replace(case, title=f"{case.title}, unrolled", network=unrolled)
     if suite == "sampling":
         program = ours.sampling(case, batch, dtype, options.steps)
     else:

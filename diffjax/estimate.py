@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -84,7 +86,7 @@ def measure(program: Program, mesh: Mesh) -> Plan:
     }
     lowered = program.lower()
     try:
-        compiled = lowered.compile()
+        compiled, text = _compile(lowered, tpu=mesh.devices.flat[0].platform == "tpu")
     except jax.errors.JaxRuntimeError as error:
         needed, limit = _out_of_memory(str(error), chip)
         return Plan(
@@ -106,8 +108,8 @@ def measure(program: Program, mesh: Mesh) -> Plan:
     }
     notes = program.notes
     try:
-        sent = traffic(compiled.as_text())
-    except Exception as error:  # the text of some TPU programs cannot be made, that of others not be read
+        sent = traffic(text or compiled.as_text())
+    except Exception as error:  # the text cannot be made, or not be read
         sent, notes = None, (*notes, f"what is sent is unknown: {str(error).splitlines()[0][:80]}.")
     needed = sum(parts.values())
     return Plan(
@@ -144,6 +146,20 @@ def bounds(
     if chip.links and sent is not None:
         seconds["links"] = sum(each.bytes for each in sent.values()) / chip.links
     return seconds
+
+
+def _compile(lowered: Any, *, tpu: bool) -> tuple[Any, str]:
+    """The compiled program and, of TPUs, its text as their compiler writes it.
+
+    JAX's own way to that text fails for some programs: it reads by the rules of its own version.
+    """
+    if not tpu:
+        return lowered.compile(), ""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        found = sorted(Path(folder).glob("*after_optimizations_after_buffer_assignment.txt"))
+        return compiled, max((path.read_text() for path in found), key=len, default="")
 
 
 def _out_of_memory(message: str, chip: Chip) -> tuple[int, int]:
