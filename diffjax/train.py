@@ -45,13 +45,14 @@ from diffjax.parallel import hosts
 from diffjax.parallel.mesh import batch_rows, batch_sharding, check_batch, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.pretrained import adopt, adopt_sampler, read_params
+from diffjax.programs import abstract_state
 from diffjax.text.cache import TextTable
 from diffjax.text.live import add_states
 from diffjax.training.checkpoint import Checkpoints
 from diffjax.training.interrupt import Interrupt
 from diffjax.training.metrics import MetricsBuffer, MetricsWriter, NoMetrics, NotFinite
 from diffjax.training.progress import TrainingProgress
-from diffjax.training.state import TrainState, count_params, create_state, init_sharded, state_shardings
+from diffjax.training.state import TrainState, count_params, init_sharded
 from diffjax.training.step import compile_train_step
 
 PREVIEW_FOLDER = "previews"
@@ -131,7 +132,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
                 model.init, optimizer, init_key, mesh, places, model.history, given, offload=offload
             )
         else:
-            abstract = abstract_state(model, optimizer, mesh, places, offload=offload)
+            abstract = abstract_state(model, optimizer, mesh, offload=offload)
             state, position = checkpoints.restore(abstract)
             loader.set_state(position)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -218,19 +219,6 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
             loader.close()
             checkpoints.close()
         progress.say(f"{label}: {config.steps:,} steps in {progress.elapsed()}; saved in {workdir}.")
-
-
-def abstract_state(
-    model: StageModel, optimizer: Any, mesh: jax.sharding.Mesh, places: Any, *, offload: bool = False
-) -> TrainState:
-    """Shapes and placements of a run's state, without any array."""
-    shapes = jax.eval_shape(
-        lambda key: create_state(model.init(key), optimizer, model.history), jax.random.key(0)
-    )
-    shardings = state_shardings(shapes, optimizer, mesh, places, offload=offload)
-    return jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place), shapes, shardings
-    )
 
 
 def make_preview(
