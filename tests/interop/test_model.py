@@ -26,7 +26,7 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, x):
         h = dense(self.width, name="first")(x)
-        return dense(x.shape[-1], axes=("mlp", "embed"), name="second")(nn.relu(h))
+        return dense(x.shape[-1], axes=("features", "embed"), name="second")(nn.relu(h))
 
 
 def build(config, store):
@@ -79,7 +79,7 @@ def test_read_and_written_bit_for_bit(tmp_path, library):
     np.testing.assert_allclose(network.module.apply({"params": params}, x), expected, rtol=1e-5)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), network.shapes)
-    assert network.axes["first"]["kernel"] == ("embed", "mlp")
+    assert network.axes["first"]["kernel"] == ("embed", "features")
 
     for max_bytes in (10**9, 100):
         folder = tmp_path / str(max_bytes)
