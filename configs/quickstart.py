@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
             "self_attention": (False, False, False),
             "cross_attention": (False, False, False),
             "head_dim": 32,
+            "scan": False,  # loops of convolutions are slow on CPUs
         }
     )
     sr.checkpoint.every = 300

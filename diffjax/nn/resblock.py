@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from diffjax.nn.attention import Attention
 from diffjax.nn.layers import (
     Dtype,
+    GroupNorm,
     Initializer,
     constrain,
     conv,
@@ -30,7 +31,7 @@ FEATURE_MAP = ("batch", "height", "width", "channels")
 HIDDEN_MAP = ("batch", "height", "width", "conv_hidden")
 
 
-def fitting_norm(features: int, *, name: str | None = None) -> nn.GroupNorm:
+def fitting_norm(features: int, *, name: str | None = None) -> GroupNorm:
     """A float32 group norm of `[..., features]`.
 
     It takes the largest number of groups up to 32 that divides `features` and leaves four channels to each:
