@@ -31,8 +31,8 @@ def normal(seed, *shape):
 )
 def test_fitting_norm_always_divides(features, groups):
     norm = fitting_norm(features)
-    assert norm.num_groups == groups
-    assert features % norm.num_groups == 0
+    assert norm.groups == groups
+    assert features % norm.groups == 0
 
 
 def test_fitting_norm_is_float32_and_matches_its_definition():
