@@ -67,7 +67,7 @@ def repeat(
         split_rngs={"params": True, "dropout": True},
         in_axes=(nn.broadcast if each is None else 0, *(nn.broadcast for _ in shared)),
         length=length,
-        # With more than there are JAX makes no loop at all. One of a single turn would remain for a while, and
+        # With more than there are JAX makes no loop at all. One of a single turn would stay for a while, and
         # XLA computes some convolutions in loops slowly on CPUs.
         unroll=1 if scan and length > 1 else length + 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
