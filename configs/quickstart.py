@@ -37,7 +37,15 @@ def get_config() -> ConfigDict:
     # A transformer on 16 large patches: nearly all of its work is matrix products, which a CPU does well.
     base = _stage(resolution=16, steps=config.get_ref("steps"))
     base.model = ConfigDict(
-        {"name": "dit", "patch": 4, "embed": 256, "depth": 6, "heads": 4, "cross_attention": False}
+        {
+            "name": "dit",
+            "patch": 4,
+            "embed": 256,
+            "depth": 6,
+            "heads": 4,
+            "cross_attention": False,
+            "scan": False,  # on CPUs a loop costs more than it saves
+        }
     )
     base.ema.decay = 0.999
     base.checkpoint.every = 500

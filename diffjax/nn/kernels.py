@@ -90,9 +90,7 @@ def attend(
       UserError: the kernel that was chosen by its name cannot do this.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    name, platform = _CHOICE.value
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = platform or getattr(device, "platform", None) or jax.default_backend()
+    name, platform = _CHOICE.value.kernel, target_platform()
     asked = (query, key, value, mask, bias, causal, scale)
     if name == "auto":
         name = next((other for other in KERNELS if KERNELS[other].suits(platform, *asked)), "xla")
@@ -105,6 +103,12 @@ def attend(
     return KERNELS[name].run(*asked)
 
 
+def target_platform() -> str:
+    """For which platform programs that are traced now will be compiled: "cpu", "gpu" or "tpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return _CHOICE.value.platform or getattr(device, "platform", None) or jax.default_backend()
+
+
 def xla(
     query: jax.Array,
     key: jax.Array,
@@ -114,20 +118,25 @@ def xla(
     causal: bool,
     scale: float,
 ) -> jax.Array:
-    """Two matrix products with a softmax between them; the compiler divides it over a mesh."""
+    """Two matrix products with a softmax between them; the compiler divides it over a mesh.
+
+    Heads go before tokens first: with heads in the middle, XLA on CPUs computes the softmax anew for every
+    feature of the output.
+    """
     seen = None if mask is None else mask[:, None, None, :]
     if causal:
         earlier = jnp.tri(query.shape[1], key.shape[1], dtype=bool)
         seen = earlier if seen is None else seen & earlier
 
     def run(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None) -> jax.Array:
-        logits = scale * jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))
+        logits = scale * jnp.einsum("bhqd,bhkd->bhqk", query, key, preferred_element_type=jnp.float32)
         if bias is not None:
             logits = logits + bias.astype(jnp.float32)
         if seen is not None:
             logits = jnp.where(seen, logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return jnp.einsum("bhqk,bhkd->bhqd", weights, value).swapaxes(1, 2)
 
     if (
         query.shape[1] * key.shape[1] >= LONG
@@ -147,8 +156,8 @@ def cudnn(
 ) -> jax.Array:
     """The fused attention of cuDNN, `jax.nn.dot_product_attention`, on lengths filled up to multiples of 128.
 
-    Of odd lengths it has no gradients; those of ragged ones have been NaN (github.com/NVIDIA/cudnn-frontend,
-    issue 160).
+    Of odd lengths it has no gradients; those of ragged ones have been NaN
+    (https://github.com/NVIDIA/cudnn-frontend/issues/160).
     """
     del bias
     (batch, length), keys = query.shape[:2], key.shape[1]

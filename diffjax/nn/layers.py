@@ -28,12 +28,19 @@ ones = nn.initializers.ones_init()
 
 
 class Dense(nn.Dense):
-    """A linear layer whose output lies as its axis name says: the compiler does not have to guess."""
+    """A linear layer whose output lies as its axis name says: the compiler does not have to guess.
+
+    On one device it is a product of two matrices: of an input with more axes XLA on CPUs makes a transposed
+    copy for the kernel's gradient, which takes a quarter of the time of the products.
+    """
 
     axis: str = "features"
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[batch, ..., in] -> [batch, ..., features]`."""
+        if on_one_device():
+            outputs = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+            return outputs.reshape(*inputs.shape[:-1], self.features)
         return _placed(super().__call__(inputs), self.axis)
 
 
@@ -281,6 +288,11 @@ def mesh_axes(*axes: str | None) -> list[tuple[str, ...]]:
     """Over which mesh axes the rules that `axis_rules` has set divide each of these logical axes."""
     spec = nn.logical_to_mesh_axes(axes, nn.get_logical_axis_rules()) or ()
     return [(names,) if isinstance(names, str) else tuple(names or ()) for names in spec]
+
+
+def on_one_device() -> bool:
+    """Whether there is no mesh, or only one of a single device."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape.values()) == 1
 
 
 def num_parts(axis: str) -> int:

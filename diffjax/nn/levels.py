@@ -37,7 +37,7 @@ def descend(
     """
     h = once(make(f"{name}_first"), h, *shared, remat=remat)
     rest = make(f"{name}_rest")
-    _, outputs = repeat(rest, count - 1, h, *shared, scan=scan, remat=remat, collect=True)
+    _, outputs = repeat(rest, count - 1, h, *shared, scan=scan, remat=remat, collect=True, apart=False)
     return [h] if outputs is None else [h, *outputs]
 
 
@@ -67,5 +67,7 @@ def ascend(
     h = once(make(f"{name}_first"), h, *shared, last, remat=remat)
     if between:
         each = jnp.stack(between[::-1])
-        h, _ = repeat(make(f"{name}_rest"), len(between), h, *shared, each=each, scan=scan, remat=remat)
+        h, _ = repeat(
+            make(f"{name}_rest"), len(between), h, *shared, each=each, scan=scan, remat=remat, apart=False
+        )
     return once(make(f"{name}_last"), h, *shared, entered, remat=remat)

@@ -1,9 +1,14 @@
 """Blocks in a row: their parameters stacked, their loop rolled or unrolled, their activations kept or not."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from diffjax.nn.kernels import target_platform
+from diffjax.nn.layers import on_one_device
 
 REMAT = {
     "": None,
@@ -31,6 +36,7 @@ def repeat(
     scan: bool = True,
     remat: str = "",
     collect: bool = False,
+    apart: bool = True,
 ) -> tuple[Any, Any]:
     """Apply `length` copies of `block`, one after the other; to be called inside a compact method.
 
@@ -46,6 +52,9 @@ def repeat(
       scan: one loop, compiled once, rather than `length` copies of the program.
       remat: see `REMAT`.
       collect: whether what comes out of each is wanted.
+      apart: whether, where they are not one loop and run on one CPU, XLA is kept from merging them with their
+        neighbours: it would add up a residual stream anew, from the first block on, wherever that is read.
+        Not for blocks of convolutions, whose gradients are slow anywhere but in the main program.
 
     Returns:
       what comes out of the last, and what came out of each, stacked along a first axis, or None.
@@ -61,6 +70,9 @@ def repeat(
 
     if remat:
         body = nn.remat(body, policy=REMAT[remat], prevent_cse=not scan)
+    unrolled = not scan and not block.is_initializing()
+    if apart and unrolled and on_one_device() and target_platform() == "cpu":
+        body = _called(body)
     run = nn.scan(
         body,
         variable_axes={"params": 0},
@@ -73,3 +85,14 @@ def repeat(
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
     return run(block, carry, each, *shared)
+
+
+def _called(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body`, which the compiled program calls. (It would draw other initial values than the loop does.)"""
+    call = nn.jit(body)
+
+    def run(*args: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return call(*args)
+
+    return run

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from networks import randomised
 
+from diffjax.nn.kernels import use_kernel
 from diffjax.nn.layers import constrain, dense, logical_axes, unbox
 from diffjax.nn.mlp import Mlp
 from diffjax.nn.repeat import REMAT, once, repeat
@@ -24,12 +25,13 @@ class Chain(nn.Module):
     scan: bool = True
     remat: str = ""
     collect: bool = False
+    apart: bool = True
 
     @nn.compact
     def __call__(self, x, shared, each=None):
         x = dense(x.shape[-1], name="first")(x)
         block = Block(name="blocks")
-        settings = {"scan": self.scan, "remat": self.remat, "collect": self.collect}
+        settings = {"scan": self.scan, "remat": self.remat, "collect": self.collect, "apart": self.apart}
         return repeat(block, self.length, x, shared, each=each, **settings)
 
 
@@ -77,6 +79,36 @@ def test_only_the_rolled_program_has_a_loop():
     for scan in (True, False):
         text = jax.jit(Chain(scan=scan).apply).lower({"params": PARAMS}, X, SHARED).as_text()
         assert ("stablehlo.while" in text) == scan
+
+
+def calls(**settings):
+    """The number of calls in the compiled program."""
+    program = jax.jit(Chain(**settings).apply).lower({"params": PARAMS}, X, SHARED)
+    return program.compile().as_text().count(" call(")
+
+
+def test_unrolled_blocks_stay_apart_on_one_cpu_only():
+    assert calls(scan=False) == 3
+    assert calls(scan=False, apart=False) == 0
+    with use_kernel("xla", platform="tpu"):
+        assert calls(scan=False) == 0
+    with jax.set_mesh(jax.make_mesh((2,), ("data",))):
+        assert calls(scan=False) == 0
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_forward_derivatives_pass_through(scan):
+    tangent = normal(3, *X.shape)
+
+    def derivative(run):
+        return jax.jit(lambda x: jax.jvp(run, (x,), (tangent,))[1])(X)
+
+    np.testing.assert_allclose(
+        derivative(lambda x: Chain(scan=scan).apply({"params": PARAMS}, x, SHARED)[0]),
+        derivative(lambda x: one_by_one(PARAMS, x, SHARED)[0]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def gradients(x, **settings):
