@@ -1,12 +1,14 @@
 """This library's side of the comparisons: compiled steps, forward passes and samplers of a case's network."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from benchmarks.cases import Case
 from diffjax.diffusion import grids, schedules
@@ -19,7 +21,9 @@ from diffjax.diffusion.schedules import logsnr
 from diffjax.diffusion.solvers import SOLVERS
 from diffjax.diffusion.weightings import unit
 from diffjax.flops import model_flops
-from diffjax.nn.layers import unbox
+from diffjax.nn.layers import axis_rules, unbox
+from diffjax.parallel.mesh import batch_sharding, make_mesh, replicated
+from diffjax.parallel.rules import Rules
 from diffjax.training.optimizer import adamw
 from diffjax.training.state import TrainState, count_params, create_state
 from diffjax.training.step import make_train_step
@@ -98,41 +102,59 @@ def train_program(case: Case, batch: int, dtype: Any, **how: Any) -> tuple[Calla
     return step, init, case.inputs(batch)
 
 
-def train(case: Case, batch: int, dtype: Any) -> Program:
-    """Updates of the whole state."""
-    step, init, shapes = train_program(case, batch, dtype)
-    examples, key = values(shapes), jax.random.key(1)
-    state = jax.jit(init)(jax.random.key(0))
-    parameters = count_params(state.params)
-    compiled = jax.jit(step, donate_argnums=0)
+def places(count: int) -> tuple[Any, Any]:
+    """Where batches lie on so many devices, and where all else."""
+    mesh = make_mesh(devices=jax.devices()[:count])
+    return batch_sharding(mesh), replicated(mesh)
 
-    def run(count: int) -> None:
+
+@contextmanager
+def divided_by_rules(mesh: Mesh) -> Iterator[None]:
+    """Within it, programs lie on the mesh as in training."""
+    with jax.set_mesh(mesh), axis_rules(Rules().pairs()):
+        yield
+
+
+def train(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:
+    """Updates of the whole state, on `count` devices."""
+    step, init, shapes = train_program(case, batch, dtype)
+    divided, whole = places(count)
+    examples, key = jax.device_put(values(shapes), divided), jax.device_put(jax.random.key(1), whole)
+    state = jax.jit(init, out_shardings=whole)(jax.random.key(0))
+    parameters = count_params(state.params)
+    compiled = jax.jit(step, donate_argnums=0, out_shardings=whole)
+
+    def run(times: int) -> None:
         nonlocal state
-        for _ in range(count):
-            state, _ = compiled(state, examples, key)
-        jax.block_until_ready(state)
+        with divided_by_rules(whole.mesh):
+            for _ in range(times):
+                state, _ = compiled(state, examples, key)
+            jax.block_until_ready(state)
 
     return Program(run, parameters, _timed(run), 3 * _flops(case, batch, dtype))
 
 
-def forward(case: Case, batch: int, dtype: Any) -> Program:
-    """The network's output."""
-    module, params = _network(case, dtype)
-    examples = values(case.inputs(batch))
+def forward(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:
+    """The network's output, on `count` devices."""
+    divided, whole = places(count)
+    module, params = _network(case, dtype, whole)
+    examples = jax.device_put(values(case.inputs(batch)), divided)
     compiled = jax.jit(module.apply)
 
-    def run(count: int) -> None:
-        for _ in range(count):
-            out = compiled(params, *examples)
-        out.block_until_ready()
+    def run(times: int) -> None:
+        with divided_by_rules(whole.mesh):
+            for _ in range(times):
+                out = compiled(params, *examples)
+            out.block_until_ready()
 
     return Program(run, count_params(params), _timed(run), _flops(case, batch, dtype))
 
 
-def sampling(case: Case, batch: int, dtype: Any, num_steps: int) -> Program:
-    """Images by DDIM, from the seeds to numbers on the host."""
-    module, params = _network(case, dtype)
-    _, _, cond = values(case.inputs(batch))
+def sampling(case: Case, batch: int, dtype: Any, num_steps: int, count: int = 1) -> Program:
+    """Images by DDIM on `count` devices, from the seeds to numbers on the host."""
+    divided, whole = places(count)
+    module, params = _network(case, dtype, whole)
+    _, _, cond = jax.device_put(values(case.inputs(batch)), divided)
     times = grids.uniform()(SCHEDULE, num_steps)
     shape = (case.side, case.side, case.channels)
 
@@ -143,9 +165,11 @@ def sampling(case: Case, batch: int, dtype: Any, num_steps: int) -> Program:
 
     compiled = jax.jit(images)
 
-    def run(count: int) -> None:
-        for seed in range(count):
-            np.asarray(compiled(params, jax.random.split(jax.random.key(seed), batch), cond))
+    def run(times: int) -> None:
+        with divided_by_rules(whole.mesh):
+            for seed in range(times):
+                keys = jax.device_put(jax.random.split(jax.random.key(seed), batch), divided)
+                np.asarray(compiled(params, keys, cond))
 
     return Program(run, count_params(params), _timed(run), num_steps * _flops(case, batch, dtype))
 
@@ -177,9 +201,9 @@ def matrix_rate(dtype: Any, *, side: int = 0, rounds: int = 5) -> float:
     return 2 * side**3 / best
 
 
-def _network(case: Case, dtype: Any) -> tuple[Any, Any]:
+def _network(case: Case, dtype: Any, place: Any) -> tuple[Any, Any]:
     module = case.network(dtype=dtype)
-    init = jax.jit(lambda key: unbox(module.init(key, *values(case.inputs(1)))))
+    init = jax.jit(lambda key: unbox(module.init(key, *values(case.inputs(1)))), out_shardings=place)
     return module, init(jax.random.key(0))
 
 

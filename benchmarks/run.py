@@ -70,7 +70,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=hardware()["cores"], help="of the peers")
     parser.add_argument("--peer-python", default="", help="where torch and diffusers are installed")
     parser.add_argument("--peers", nargs="*", default=("eager", "compiled"), choices=("eager", "compiled"))
-    parser.add_argument("--unrolled", action="store_true", help="every block written out, not one loop")
+    parser.add_argument(
+        "--unrolled",
+        action=argparse.BooleanOptionalAction,
+        default=cpu,
+        help="every block written out, not one loop; default: on CPUs",
+    )
     parser.add_argument("--deep", default="dit-xl2", choices=sorted(CASES), help="whose compile time")
     return parser.parse_args(arguments)
 
@@ -100,16 +105,28 @@ def compare(suite: str, case: Case, options: argparse.Namespace, rate: float) ->
     cpu = jax.default_backend() == "cpu"
     batch = options.batch or (case.batch if cpu else case.big_batch)
     dtype = DTYPES[options.dtype]
-    if options.unrolled:
-        unrolled = functools.partial(case.network, scan=False)
-        case = dataclasses.replace(case, title=f"{case.title}, unrolled", network=unrolled)
-    if suite == "sampling":
-        program = ours.sampling(case, batch, dtype, options.steps)
-    else:
-        program = {"train": ours.train, "forward": ours.forward}[suite](case, batch, dtype)
+    case = dataclasses.replace(case, network=functools.partial(case.network, scan=not options.unrolled))
+    make = {
+        "train": ours.train,
+        "forward": ours.forward,
+        "sampling": functools.partial(ours.sampling, num_steps=options.steps),
+    }[suite]
+    every = jax.device_count()
+    counts = (1,) if every == 1 or batch % every else (1, every)
+    programs = {
+        "diffjax" if count == 1 else f"diffjax, {count} devices": make(case, batch, dtype, count=count)
+        for count in counts
+    }
     shared = {"suite": suite, "case": case.title, "batch": batch, "dtype": options.dtype}
-    about = {"diffjax": {"parameters": program.parameters, "first_seconds": program.first_seconds}}
-    runs: dict[str, Any] = {"diffjax": program.run}
+    about: dict[str, dict[str, Any]] = {
+        name: {
+            "parameters": program.parameters,
+            "first_seconds": program.first_seconds,
+            "flops": program.flops,
+        }
+        for name, program in programs.items()
+    }
+    runs: dict[str, Any] = {name: program.run for name, program in programs.items()}
 
     peer = Peer(options.peer_python)
     absent: dict[str, str] = {}
@@ -147,7 +164,7 @@ def compare(suite: str, case: Case, options: argparse.Namespace, rate: float) ->
             "core_seconds": cores,
             "images_per_second": batch / middle,
             "ratio": float(np.median(times["diffjax"][:, 0] / seconds[:, 0])),
-            **({"flops": program.flops, "mfu": program.flops / middle / rate} if name == "diffjax" else {}),
+            **({"mfu": about[name]["flops"] / middle / rate} if name == "diffjax" else {}),
             "load": load(),
         }
     for name, why in absent.items():

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import config as configs
+from diffjax import run_config
 from diffjax import stage as stages
 from diffjax.errors import UserError
 from diffjax.experiment import (
@@ -146,7 +147,7 @@ def _restore(name: str, folder: Path, shapes: Any, places: Any) -> tuple[Any, in
 def _stage_config(config: ConfigDict, name: str, workdir: Path) -> ConfigDict:
     """The configuration that a stage was trained with, or that a public checkpoint stands for."""
     if config.stages[name].workdir:
-        return configs.load(stage_workdir(config, name, workdir))
+        return run_config.load(stage_workdir(config, name, workdir))
     public = configs.stage_config()
     public.update(config.stages[name].get("public", ConfigDict()))
     return adopt(public)

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import config as configs
+from diffjax import run_config
 from diffjax.errors import UserError
 from diffjax.estimate import Plan, measure, report, to_dict
 from diffjax.parallel.chips import topology_devices
@@ -94,7 +95,7 @@ def _sampler(config: ConfigDict, name: str, workdir: Path) -> Make:
     if "train" in entry:
         stage = adopt(entry.train)
     elif entry.workdir:
-        stage = configs.load(Path(entry.workdir).expanduser())
+        stage = run_config.load(Path(entry.workdir).expanduser())
     else:
         stage = configs.stage_config()
         stage.update(entry.get("public", ConfigDict()))

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffjax import config as configs
+from diffjax import run_config
 from diffjax import stage as stages
 from diffjax import workdir as workdirs
 from diffjax.data.prefetch import Prefetch
@@ -89,7 +90,7 @@ def train(config: ConfigDict, workdir: Path, *, label: str = "train") -> None:
         checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep)
         start = checkpoints.latest_step()
         if hosts.is_first():
-            configs.keep(config, workdir, started=start is not None)
+            run_config.keep(config, workdir, started=start is not None)
         if start is not None and start >= config.steps:
             checkpoints.close()
             print(f"{label}: {workdir} is already trained for {start:,} steps.", flush=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from diffjax import experiment
-from diffjax.config import is_cascade, to_json
+from diffjax.config import is_cascade
+from diffjax.run_config import to_json
 from diffjax.train import train
 from diffjax.training.checkpoint import Checkpoints
 from diffjax.training.state import count_params

@@ -8,7 +8,6 @@ import jax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from diffjax.nn.kernels import target_platform
-from diffjax.nn.layers import on_one_device
 
 REMAT = {
     "": None,
@@ -52,7 +51,7 @@ def repeat(
       scan: one loop, compiled once, rather than `length` copies of the program.
       remat: see `REMAT`.
       collect: whether what comes out of each is wanted.
-      apart: whether, where they are not one loop and run on one CPU, XLA is kept from merging them with their
+      apart: whether, where they are not one loop and run on CPUs, XLA is kept from merging them with their
         neighbours: it would add up a residual stream anew, from the first block on, wherever that is read.
         Not for blocks of convolutions, whose gradients are slow anywhere but in the main program.
 
@@ -71,7 +70,7 @@ def repeat(
     if remat:
         body = nn.remat(body, policy=REMAT[remat], prevent_cse=not scan)
     unrolled = not scan and not block.is_initializing()
-    if apart and unrolled and on_one_device() and target_platform() == "cpu":
+    if apart and unrolled and target_platform() == "cpu":
         body = _called(body)
     run = nn.scan(
         body,

@@ -24,6 +24,7 @@ from diffjax.training.step import compile_train_step, make_train_step
 LEVELS = {"blocks": (1, 1), "self_attention": (False, True), "cross_attention": (False, True), "head_dim": 4}
 NETWORKS = {
     "dit": DiT(patch=4, embed=32, depth=2, heads=2),
+    "unrolled_dit": DiT(patch=4, embed=32, depth=2, heads=2, scan=False),
     "unet": UNet(channels=8, multipliers=(1, 2), **LEVELS),
     "efficient_unet": UNet(channels=8, multipliers=(1, 2), efficient=True, **LEVELS),
 }
@@ -186,7 +187,7 @@ def trained(name, layout):
     ("name", "layout"),
     [
         pytest.param(name, layout, marks=[] if (name, layout) == ("dit", "tensor") else pytest.mark.slow)
-        for name in ("dit", "efficient_unet")
+        for name in ("dit", "unrolled_dit", "efficient_unet")
         for layout in LAYOUTS
     ],
 )

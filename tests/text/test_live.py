@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from networks import GOLDEN
+from text_folders import pipeline
 
 from diffjax.experiment import AddText
 from diffjax.interop.text import load_minilm, open_text_encoder
@@ -23,31 +23,18 @@ CAPTIONS = [
     "sun",
     "moon",
 ]
-# The parts of each pipeline's folder, of those in golden/text.
-FOLDERS = {
-    "sdxl": {
-        "text_encoder": "clip_l", "text_encoder_2": "clip_g",
-        "tokenizer": "tokenizer_clip", "tokenizer_2": "tokenizer_clip_g",
-    },
-    "sd3": {
-        "text_encoder": "clip_lp", "text_encoder_2": "clip_g", "text_encoder_3": "t5",
-        "tokenizer": "tokenizer_clip", "tokenizer_2": "tokenizer_clip_g", "tokenizer_3": "tokenizer_t5",
-    },
-    "sd3 without T5": {
-        "text_encoder": "clip_lp", "text_encoder_2": "clip_g",
-        "tokenizer": "tokenizer_clip", "tokenizer_2": "tokenizer_clip_g",
-    },
-    "pixart": {"text_encoder": "t5", "tokenizer": "tokenizer_t5"},
-}  # fmt: skip
+
+
+WITHOUT = {"": (), "T5": ("text_encoder_3", "tokenizer_3")}
 
 
 def encoder_of(kind, folder, mesh):
     if kind == "minilm":
         return load_minilm()
-    for part, name in FOLDERS[kind].items():
-        (folder / part).symlink_to(GOLDEN / "text" / name)
+    kind, _, without = kind.partition(" without ")
+    pipeline(folder, kind, WITHOUT[without])
     place = lambda shapes, axes: jax.tree.map(lambda _: replicated(mesh), shapes)  # noqa: E731
-    return open_text_encoder(folder, kind.split()[0], place=place)
+    return open_text_encoder(folder, kind, place=place)
 
 
 def placed(elements, mesh):
@@ -55,7 +42,7 @@ def placed(elements, mesh):
     return put_batch({name: np.stack([element[name] for element in elements]) for name in names}, mesh)
 
 
-@pytest.mark.parametrize("kind", ["minilm", *FOLDERS])
+@pytest.mark.parametrize("kind", ["minilm", "sdxl", "sd3", "sd3 without T5", "pixart"])
 def test_each_device_encodes_its_own_captions_to_what_the_cache_has(kind, tmp_path):
     mesh = make_mesh()
     (tmp_path / "public").mkdir()
