@@ -214,6 +214,7 @@ def identity() -> Any:
 
     class Identity(torch.nn.Module):
         config = SimpleNamespace(scaling_factor=1.0, block_out_channels=(1,))
+        device, dtype = torch.device("cpu"), torch.float32
 
         def decode(self, latents: Any) -> Any:
             return SimpleNamespace(sample=latents)

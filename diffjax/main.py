@@ -35,7 +35,10 @@ _MODE = flags.DEFINE_enum(
     "that was not.",
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "Of --mode=plan: a TPU slice, such as v5e:4x4; unset, the devices of this machine."
+    "topology",
+    "",
+    "Of --mode=plan: a TPU slice, such as v5e:4x4, or several, such as 2xv5e:4x4; unset, the devices of this "
+    "machine.",
 )
 _BATCH = flags.DEFINE_string(
     "batch",

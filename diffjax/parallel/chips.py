@@ -17,6 +17,7 @@ not in the table either.
 
 import importlib.util
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,12 +73,12 @@ def chip_of(device: Any) -> Chip:
 
 
 def topology_devices(name: str) -> Sequence[Any]:
-    """The devices of a TPU slice that is not there, for which programs can be compiled but not run.
+    """The devices of TPU slices that are not there, for which programs can be compiled but not run.
 
     Call it before JAX has looked for devices: on a machine without TPUs it makes JAX use the CPU.
 
     Args:
-      name: generation and shape, such as "v5e:4x4" or "v5p:8x8x8".
+      name: generation and shape, such as "v5e:4x4" or "v5p:8x8x8"; "2xv5e:4x4" is two such slices.
 
     Raises:
       UserError: the package libtpu is missing, or there is no such slice.
@@ -99,13 +100,16 @@ def topology_devices(name: str) -> Sequence[Any]:
         os.environ.setdefault(key, value)
     from jax.experimental import topologies
 
-    # A v4's two cores are one device on real machines as well.
-    settings = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+    several = re.fullmatch(r"([1-9]\d*)x([a-z].*)", name)
+    settings: dict[str, Any] = {"num_slices": int(several[1])} if several else {}
+    one = several[2] if several else name
+    if one.startswith("v4:"):  # its two cores are one device on real machines as well
+        settings["chip_config_name"] = "megacore"
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **settings).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=one, **settings).devices
     except Exception as error:  # JaxRuntimeError or, from older plugins, others
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"--topology={name}: {first}\n"
-            "Expected a generation and a shape, such as v5e:4x4, v6e:8x8 or v5p:4x4x4."
+            "Expected a generation and a shape, such as v5e:4x4, v6e:8x8 or v5p:4x4x4; 2xv5e:4x4 is two slices."
         ) from error
