@@ -2,8 +2,10 @@
 
 import functools
 import json
+import os
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -207,6 +209,29 @@ def test_devices_are_found_by_the_beginning_of_their_kind():
     device = lambda kind: type("Device", (), {"device_kind": kind, "platform": "tpu"})  # noqa: E731
     kinds = ("TPU v5", "TPU v5 lite", "TPU v6 lite", "TPU7x", "NVIDIA H200")
     assert [chip_of(device(kind)).flops / 1e12 for kind in kinds] == [459, 197, 918, 1153.5, 989]
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "settings"),
+    [
+        ("v5e:4x4", "v5e:4x4", {}),
+        ("2xv5e:4x4", "v5e:4x4", {"num_slices": 2}),
+        ("16xv4:2x2x4", "v4:2x2x4", {"num_slices": 16, "chip_config_name": "megacore"}),
+        ("tpu7x:2x2", "tpu7x:2x2", {}),
+    ],
+)
+def test_several_slices_are_a_number_before_the_name(name, one, settings, monkeypatch):
+    found = []
+
+    def describe(*, platform, topology_name, **others):
+        found.append((platform, topology_name, others))
+        return SimpleNamespace(devices=["a device"])
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", describe)
+    monkeypatch.setattr(os, "environ", {})
+    assert topology_devices(name) == ["a device"]
+    assert found == [("tpu", one, settings)]
 
 
 # TPU slices that are not there; budgets as the compiler gave them, and a little more.

@@ -111,5 +111,5 @@ def topology_devices(name: str) -> Sequence[Any]:
         first = str(error).strip().splitlines()[0]
         raise UserError(
             f"--topology={name}: {first}\n"
-            "Expected a generation and a shape, such as v5e:4x4, v6e:8x8 or v5p:4x4x4; 2xv5e:4x4 is two slices."
+            "Expected a generation and a shape, such as v5e:4x4 or v5p:4x4x4; 2xv5e:4x4 is two slices."
         ) from error
