@@ -37,8 +37,8 @@ _MODE = flags.DEFINE_enum(
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
     "",
-    "Of --mode=plan: a TPU slice, such as v5e:4x4, or several, such as 2xv5e:4x4; unset, the devices of this "
-    "machine.",
+    "Of --mode=plan: a TPU slice, such as v5e:4x4, several, such as 2xv5e:4x4, or GPUs, such as h200 or "
+    "h100:8; unset, the devices of this machine.",
 )
 _BATCH = flags.DEFINE_string(
     "batch",

@@ -1,6 +1,6 @@
 """Mode `plan`: what a configuration asks of chips, before any is paid for.
 
-The real train step, or the sampler, is compiled for devices of this machine or for TPU slices that are not
+The real train step, or the sampler, is compiled for devices of this machine or for TPUs and GPUs that are not
 there; nothing is run and no parameter exists. What is printed is what the compiler says of memory, what the
 program sends between chips, and a bound on its speed.
 """
@@ -18,8 +18,8 @@ from diffjax import config as configs
 from diffjax import run_config
 from diffjax.errors import UserError
 from diffjax.estimate import Plan, measure, report, to_dict
-from diffjax.parallel.chips import topology_devices
 from diffjax.parallel.mesh import batch_parts, make_mesh
+from diffjax.parallel.topologies import topology_devices
 from diffjax.pretrained import adopt, adopt_sampler
 from diffjax.programs import Program, sample_program, train_program
 
@@ -43,7 +43,7 @@ def plan(
     Args:
       config: the configuration.
       workdir: of a cascade whose stages were trained.
-      topology: a TPU slice such as "v5e:4x4"; "": the devices of this machine.
+      topology: devices that are not there, such as "v5e:4x4" or "h100:8"; "": the devices of this machine.
       program: "train" or "sample".
       batch: over all devices, or "auto" for the largest that fits; "": the configuration's.
       as_json: print JSON and nothing else.

@@ -94,7 +94,8 @@ def train_program(config: ConfigDict, mesh: Mesh, *, batch: int = 0, name: str =
     examples = train_batch(config, model, widths, batch, mesh)
     key = _key(mesh)
     one = example_inputs(config, model.stage, *widths[:2])
-    notes = [widths.note] if widths.note else []
+    attention, notes = _kernel(mesh, config.attention)
+    notes += [widths.note] if widths.note else []
     if remat := getattr(build_model(config), "remat", ""):
         notes.append(
             f"model.remat={remat!r}: the network is computed up to once more, which FLOPs do not count."
@@ -115,7 +116,7 @@ def train_program(config: ConfigDict, mesh: Mesh, *, batch: int = 0, name: str =
         },
         lambda: 3.0 * batch * model_flops(model.stage.net, model.shapes, *one).total,
         tuple(notes),
-        lambda: _lower(update, mesh, config.attention, state, examples, key),
+        lambda: _lower(update, mesh, attention, state, examples, key),
     )
 
 
@@ -148,7 +149,8 @@ def sample_program(
         lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), (cond, keys, low_res)
     )
     one = (*one, one[0] if null is not None else None)
-    notes = [widths.note] if widths.note else []
+    attention, notes = _kernel(mesh, config.attention)
+    notes += [widths.note] if widths.note else []
     if config.latent.channels:
         notes.append("the autoencoder that decodes the latents is a program of its own.")
     return Program(
@@ -158,7 +160,7 @@ def sample_program(
         {"parameters": params, "batch": (cond, keys, low_res)},
         lambda: float(batch) * model_flops(run, model.shapes, *one).total,
         tuple(notes),
-        lambda: _lower(jax.jit(run), mesh, config.attention, params, cond, keys, low_res, null),
+        lambda: _lower(jax.jit(run), mesh, attention, params, cond, keys, low_res, null),
     )
 
 
@@ -225,6 +227,17 @@ def _model(config: ConfigDict) -> tuple[StageModel, Widths]:
 def _length(config: ConfigDict) -> int:
     """Tokens of a caption; 0 in a configuration is what its public encoder uses, of which 256 is the most."""
     return config.text.length or 256
+
+
+def _kernel(mesh: Mesh, attention: str) -> tuple[str, list[str]]:
+    """The kernel of attention that can be compiled, and what there is to say of it."""
+    if mesh.devices.flat[0].platform != "gpu" or jax.default_backend() == "gpu" or attention == "xla":
+        return attention, []
+    note = (
+        "attention is planned as 'xla', which holds the products of all queries and keys; cuDNN's kernel, "
+        "which does not, can be compiled only where there is a GPU."
+    )
+    return "xla", [note]
 
 
 def _lower(function: Any, mesh: Mesh, attention: str, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What chips can do by their makers' tables, and slices of TPUs that are not there.
+"""What chips can do by their makers' tables.
 
 Sources, per chip: peak rate of dense bfloat16 matrix products, memory, its bandwidth, and the bandwidth of
 all links to other chips in one direction (half of what is sold as bidirectional).
@@ -15,15 +15,10 @@ GPUs of several machines have less between them than these links; the data centr
 not in the table either.
 """
 
-import importlib.util
 import os
-import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-
-from diffjax.errors import UserError
 
 GIB = 2**30
 
@@ -70,46 +65,3 @@ def chip_of(device: Any) -> Chip:
         return Chip("CPU", hbm=memory // jax.local_device_count("cpu"))
     limit = (device.memory_stats() or {}).get("bytes_limit", 0)
     return Chip(kind, hbm=limit)
-
-
-def topology_devices(name: str) -> Sequence[Any]:
-    """The devices of TPU slices that are not there, for which programs can be compiled but not run.
-
-    Call it before JAX has looked for devices: on a machine without TPUs it makes JAX use the CPU.
-
-    Args:
-      name: generation and shape, such as "v5e:4x4" or "v5p:8x8x8"; "2xv5e:4x4" is two such slices.
-
-    Raises:
-      UserError: the package libtpu is missing, or there is no such slice.
-    """
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(
-            f"--topology={name} needs the compiler for TPUs: run `pip install 'diffjax[plan]'`.\n"
-            "Without --topology, the plan is for the devices of this machine."
-        )
-    jax.config.update("jax_platforms", "cpu")
-    # Of libtpu: that there is no TPU to be asked, that others may use it too, and that it need not say so.
-    quiet = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
-    quiet |= {"TPU_ACCELERATOR_TYPE": "v5litepod-16", "TPU_WORKER_ID": "0"}
-    for key, value in quiet.items():
-        os.environ.setdefault(key, value)
-    from jax.experimental import topologies
-
-    several = re.fullmatch(r"([1-9]\d*)x([a-z].*)", name)
-    settings: dict[str, Any] = {"num_slices": int(several[1])} if several else {}
-    one = several[2] if several else name
-    if one.startswith("v4:"):  # its two cores are one device on real machines as well
-        settings["chip_config_name"] = "megacore"
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=one, **settings).devices
-    except Exception as error:  # JaxRuntimeError or, from older plugins, others
-        first = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"--topology={name}: {first}\n"
-            "Expected a generation and a shape, such as v5e:4x4 or v5p:4x4x4; 2xv5e:4x4 is two slices."
-        ) from error

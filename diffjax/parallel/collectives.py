@@ -100,7 +100,10 @@ def _sent(kind: str, line: Instruction, group: int) -> int:
     size = shape_bytes(line.shape)
     if line.operation.endswith("-start") and kind != "all-reduce":  # operand and result, and flags
         size -= shape_bytes(" ".join(re.findall(r"u32\[\]", line.shape)))
-        size = size // 2 if kind != "all-gather" else size * group // (group + 1)
+        if kind == "all-gather":  # one is a part of the other
+            size = size * group // (group + 1)
+        else:
+            size //= group + 1 if kind == "reduce-scatter" else 2
     if kind == "reduce-scatter":
         size *= group
     if kind.startswith("collective"):

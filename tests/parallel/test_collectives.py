@@ -111,6 +111,24 @@ def test_the_text_of_a_tpu_program():
     }
 
 
+GPU = """HloModule jit_step, num_partitions=8
+
+ENTRY %main (w: f32[8,32], g: f32[64,32]) -> f32[8,32] {
+  %w = f32[8,32]{1,0} parameter(0)
+  %g = f32[64,32]{1,0} parameter(1)
+  %gs = (f32[8,32]{1,0}, f32[64,32]{1,0}) all-gather-start(%w), channel_id=1, replica_groups=mesh['a'=8] {'a'}
+  %gd = f32[64,32]{1,0} all-gather-done(%gs)
+  %ss = ((f32[64,32]), f32[8,32]) reduce-scatter-start(%g), channel_id=2, replica_groups=mesh['a'=8] {'a'}
+  ROOT %sd = f32[8,32]{1,0} reduce-scatter-done(%ss)
+}
+"""
+
+
+def test_the_text_of_a_gpu_program():
+    sent = 64 * 32 * 4 * 7 // 8
+    assert traffic(GPU) == {"all-gather": Traffic(1, sent), "reduce-scatter": Traffic(1, sent)}
+
+
 def test_a_loop_that_nobody_knows_the_length_of_is_an_error_where_something_is_sent():
     with pytest.raises(ValueError, match="start is in a loop of unknown length"):
         traffic(TPU.replace("add(%i, %two)", "multiply(%i, %two)"))
