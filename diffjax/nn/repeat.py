@@ -69,8 +69,8 @@ def repeat(
 
     if remat:
         body = nn.remat(body, policy=REMAT[remat], prevent_cse=not scan)
-    unrolled = not scan and not block.is_initializing()
-    if apart and unrolled and target_platform() == "cpu":
+    # Flax would draw other initial values in a function that is called.
+    if apart and not scan and not block.is_initializing() and target_platform() == "cpu":
         body = _called(body)
     run = nn.scan(
         body,
@@ -87,7 +87,7 @@ def repeat(
 
 
 def _called(body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body`, which the compiled program calls. (It would draw other initial values than the loop does.)"""
+    """`body`, which the compiled program calls."""
     call = nn.jit(body)
 
     def run(*args: Any) -> Any:
