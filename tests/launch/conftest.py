@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ("gcloud", "git", "kubectl", "scontrol", "srun")
 # Answers come from a list for each verb, in order; then, or if there is no list, it is silence and success.
 STAND_IN = f"""#!{sys.executable} -ISE
-import json, pathlib, sys
 folder = pathlib.Path(__file__).parent
 call = [pathlib.Path(__file__).name, *sys.argv[1:]]
 given = "" if sys.stdin is None or call[:2] != ["kubectl", "apply"] else sys.stdin.read()
@@ -99,3 +99,15 @@ class Clone:
 @pytest.fixture
 def clone(tmp_path):
     return Clone(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heeded():
+    """Programs inherit ignored signals: from nohup, or from a shell that runs the tests in the background."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    ignored = [number for number in defaults if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, defaults[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
