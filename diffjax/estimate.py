@@ -88,7 +88,7 @@ def measure(program: Program, mesh: Mesh) -> Plan:
     try:
         compiled, text = _compile(lowered, mesh.devices.flat[0].platform)
     except jax.errors.JaxRuntimeError as error:
-        needed, limit = _out_of_memory(str(error), chip)
+        needed, limit = _out_of_memory(str(error), sum(parts.values()), chip)
         return Plan(
             bytes=parts,
             needed=needed,
@@ -165,17 +165,23 @@ def _compile(lowered: Any, platform: str) -> tuple[Any, str]:
         return compiled, max((path.read_text() for path in found), key=len, default="")
 
 
-def _out_of_memory(message: str, chip: Chip) -> tuple[int, int]:
+def _out_of_memory(message: str, arguments: int, chip: Chip) -> tuple[int, int]:
     """What the compiler says it would need and has, in bytes; 0 and the chip's if it does not say.
+
+    Some versions say what temporaries alone need: `arguments` are added to that.
 
     Raises:
       UserError: the message is about something else.
     """
     if "RESOURCE_EXHAUSTED" not in message:
         raise UserError(f"the compiler refuses this program: {message.strip().splitlines()[0][:300]}")
-    if found := re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message):
+    size = r"([\d.]+)([KMGT])"
+    whole = re.search(rf"Used {size} of {size} hbm", message)
+    temporaries = re.search(rf"HLO temporaries \({size}\) exceeds available HBM \({size}\)", message)
+    if found := whole or temporaries:
         used, unit, limit, limit_unit = found.groups()
-        return int(float(used) * _UNITS[unit]), int(float(limit) * _UNITS[limit_unit])
+        needed = int(float(used) * _UNITS[unit]) + (0 if whole else arguments)
+        return needed, int(float(limit) * _UNITS[limit_unit])
     return 0, chip.hbm
 
 

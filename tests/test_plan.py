@@ -13,7 +13,7 @@ from diffjax import plan as plans
 from diffjax.errors import UserError
 from diffjax.parallel.chips import CHIPS, Chip, chip_of
 from diffjax.parallel.collectives import Traffic
-from diffjax.parallel.mesh import make_mesh
+from diffjax.parallel.mesh import make_mesh, replicated
 from diffjax.parallel.topologies import topology_devices
 from diffjax.programs import Program, sample_program, train_program
 
@@ -179,6 +179,28 @@ def test_too_large_for_one_image_is_an_answer_with_advice():
     text = estimate.report(found)
     for words in ("DOES NOT FIT", "config.mesh.fsdp", "2.00 GiB of 1.00 GiB"):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("Used 20.5G of 15.75G hbm. Exceeded hbm capacity by 4.75G.", 20.5 * 2**30),
+        (
+            "the total memory required for HLO temporaries (223.42G) exceeds available HBM (15.75G).",
+            224.42 * 2**30,
+        ),
+    ],
+)
+def test_what_compilers_say_they_need(message, needed):
+    def compile():
+        raise Refused(f"RESOURCE_EXHAUSTED: Ran out of memory on HBM, {message}")
+
+    lowered = type("Lowered", (), {"compile": staticmethod(compile)})
+    held = {"parameters": jax.ShapeDtypeStruct((2**28,), "float32", sharding=replicated(make_mesh()))}
+    program = Program("train", 8, 10, held, lambda: 1.0, (), lambda: lowered)
+    found = estimate.measure(program, make_mesh())
+    assert (found.needed, found.limit) == (pytest.approx(needed), 15.75 * 2**30)
+    assert not found.fits
 
 
 def test_other_errors_of_the_compiler_are_errors():
