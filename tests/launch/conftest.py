@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TOOLS = ("gcloud", "git", "kubectl", "scontrol", "srun")
 # Answers come from a list for each verb, in order; then, or if there is no list, it is silence and success.
 STAND_IN = f"""#!{sys.executable} -ISE
+import json, pathlib, sys
 folder = pathlib.Path(__file__).parent
 call = [pathlib.Path(__file__).name, *sys.argv[1:]]
 given = "" if sys.stdin is None or call[:2] != ["kubectl", "apply"] else sys.stdin.read()
