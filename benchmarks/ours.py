@@ -1,14 +1,12 @@
 """This library's side of the comparisons: compiled steps, forward passes and samplers of a case's network."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from benchmarks.cases import Case
 from diffjax.diffusion import grids, schedules
@@ -21,9 +19,9 @@ from diffjax.diffusion.schedules import logsnr
 from diffjax.diffusion.solvers import SOLVERS
 from diffjax.diffusion.weightings import unit
 from diffjax.flops import model_flops
-from diffjax.nn.layers import axis_rules, unbox
+from diffjax.nn.layers import unbox
 from diffjax.parallel.mesh import batch_sharding, make_mesh, replicated
-from diffjax.parallel.rules import Rules
+from diffjax.parallel.rules import on_mesh
 from diffjax.training.optimizer import adamw
 from diffjax.training.state import TrainState, count_params, create_state
 from diffjax.training.step import make_train_step
@@ -108,13 +106,6 @@ def places(count: int) -> tuple[Any, Any]:
     return batch_sharding(mesh), replicated(mesh)
 
 
-@contextmanager
-def divided_by_rules(mesh: Mesh) -> Iterator[None]:
-    """Within it, programs lie on the mesh as in training."""
-    with jax.set_mesh(mesh), axis_rules(Rules().pairs()):
-        yield
-
-
 def train(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:
     """Updates of the whole state, on `count` devices."""
     step, init, shapes = train_program(case, batch, dtype)
@@ -126,7 +117,7 @@ def train(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:
 
     def run(times: int) -> None:
         nonlocal state
-        with divided_by_rules(whole.mesh):
+        with on_mesh(whole.mesh):
             for _ in range(times):
                 state, _ = compiled(state, examples, key)
             jax.block_until_ready(state)
@@ -142,7 +133,7 @@ def forward(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:
     compiled = jax.jit(module.apply)
 
     def run(times: int) -> None:
-        with divided_by_rules(whole.mesh):
+        with on_mesh(whole.mesh):
             for _ in range(times):
                 out = compiled(params, *examples)
             out.block_until_ready()
@@ -166,7 +157,7 @@ def sampling(case: Case, batch: int, dtype: Any, num_steps: int, count: int = 1)
     compiled = jax.jit(images)
 
     def run(times: int) -> None:
-        with divided_by_rules(whole.mesh):
+        with on_mesh(whole.mesh):
             for seed in range(times):
                 keys = jax.device_put(jax.random.split(jax.random.key(seed), batch), divided)
                 np.asarray(compiled(params, keys, cond))

@@ -21,9 +21,8 @@ from rich.table import Table
 
 from diffjax.config import is_cascade
 from diffjax.experiment import build_ema, build_optimizer, build_stage, build_update
-from diffjax.nn.layers import axis_rules
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
-from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.parallel.rules import Rules, on_mesh, param_shardings
 from diffjax.training.state import count_params, init_sharded
 from diffjax.training.step import compile_train_step
 
@@ -99,7 +98,7 @@ def prepare(config: ConfigDict) -> tuple[Callable[[int], None], int, float]:
 
     def run(steps: int) -> None:
         nonlocal state
-        with jax.set_mesh(mesh), axis_rules(Rules().pairs()):
+        with on_mesh(mesh, config.attention):
             for _ in range(steps):
                 state, _ = update(state, batch, key)
         jax.block_until_ready(state)

@@ -23,7 +23,6 @@ from diffjax.experiment import (
     build_stage,
     check_sampler,
     null_zeros,
-    on_mesh,
     to_cond,
     with_text_length,
 )
@@ -31,7 +30,7 @@ from diffjax.latents import Codec, open_codec
 from diffjax.nn.conditioning import Cond
 from diffjax.parallel import hosts
 from diffjax.parallel.mesh import batch_sharding, make_mesh
-from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.parallel.rules import Rules, on_mesh, param_shardings
 from diffjax.pretrained import adopt, adopt_sampler, read_params
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.text.encoder import TextEncoder

@@ -22,13 +22,12 @@ from diffjax.experiment import (
     build_update,
     check_sampler,
     example_inputs,
-    on_mesh,
 )
 from diffjax.flops import model_flops
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.kernels import use_kernel
 from diffjax.parallel.mesh import batch_sharding, check_batch, replicated
-from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.parallel.rules import Rules, on_mesh, param_shardings
 from diffjax.stage import SamplerSettings
 from diffjax.text.encoder import Widths, assumed_widths
 from diffjax.training.state import TrainState, count_params, create_state, state_shardings

@@ -36,7 +36,6 @@ from diffjax.experiment import (
     check_classes,
     check_sampler,
     null_zeros,
-    on_mesh,
     text_widths,
     to_cond,
     with_text_length,
@@ -44,7 +43,7 @@ from diffjax.experiment import (
 from diffjax.latents import Codec, cache_latents, draw, open_codec
 from diffjax.parallel import hosts
 from diffjax.parallel.mesh import batch_rows, batch_sharding, check_batch, make_mesh, put_batch, replicated
-from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.parallel.rules import Rules, on_mesh, param_shardings
 from diffjax.pretrained import adopt, adopt_sampler, read_params
 from diffjax.programs import abstract_state
 from diffjax.text.cache import TextTable

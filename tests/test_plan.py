@@ -268,7 +268,7 @@ def test_no_room_on_a_small_slice_is_an_answer():
 
 
 @pytest.mark.slow
-def test_gpus_that_are_not_there(capsys):
+def test_gpus_that_are_not_there():
     pytest.importorskip("jax_plugins.xla_cuda13")
     config = load("dit/imagenet256", "tiny")
     config.mesh.fsdp = 4

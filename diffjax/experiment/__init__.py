@@ -24,7 +24,6 @@ from diffjax.experiment.stages import (
     build_update,
     check_sampler,
     example_inputs,
-    on_mesh,
 )
 from diffjax.experiment.tables import build, choose, without_foreign
 
@@ -49,7 +48,6 @@ __all__ = [
     "choose",
     "example_inputs",
     "null_zeros",
-    "on_mesh",
     "text_widths",
     "to_cond",
     "with_text_length",

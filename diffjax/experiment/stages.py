@@ -1,16 +1,14 @@
 """A stage and its training, from a configuration."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax import stage as stages
@@ -34,11 +32,10 @@ from diffjax.errors import UserError
 from diffjax.experiment.tables import DTYPES, build, choose, without_foreign
 from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d, unet2d_sizes
 from diffjax.models.dit import DiT
-from diffjax.nn import kernels, magnitude
+from diffjax.nn import magnitude
 from diffjax.nn.conditioning import Cond
-from diffjax.nn.layers import axis_rules, logical_axes, unbox
+from diffjax.nn.layers import logical_axes, unbox
 from diffjax.nn.uncertainty import Uncertainty
-from diffjax.parallel.rules import Rules
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.training import ema
 from diffjax.training.optimizer import OPTIMIZERS, learning_rate_schedule
@@ -99,21 +96,6 @@ def build_model(config: ConfigDict) -> Any:
         own = {**choose(SIZES[config.model.name], size, "model.size"), **own}
     own = {key: value for key, value in own.items() if key not in fixed}
     return build(MODELS, ConfigDict(own), "model", **fixed)
-
-
-@contextlib.contextmanager
-def on_mesh(mesh: Mesh, attention: str = "auto") -> Iterator[None]:
-    """Within it, programs are compiled for a mesh, its rules for activations, and a kernel for attention.
-
-    Args:
-      mesh: the mesh.
-      attention: one of `diffjax.nn.kernels.KERNELS`, or "auto".
-
-    Raises:
-      UserError: there is no such kernel.
-    """
-    with jax.set_mesh(mesh), axis_rules(Rules().pairs()), kernels.use_kernel(attention):
-        yield
 
 
 def build_stage(config: ConfigDict, *, text_embed: int = 0, pooled_embed: int = 0) -> StageModel:

@@ -1,12 +1,16 @@
 """Which logical axis lies on which mesh axis: the only place where both vocabularies meet."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError
+from diffjax.nn.kernels import use_kernel
+from diffjax.nn.layers import axis_rules
 from diffjax.parallel.mesh import BATCH_AXES
 
 MeshAxes = str | tuple[str, ...] | None
@@ -111,3 +115,18 @@ def _parts(mesh: Mesh, mesh_axes: MeshAxes) -> int:
     names = (mesh_axes,) if isinstance(mesh_axes, str) else (mesh_axes or ())
     # Meshes of other programs may lack an axis.
     return math.prod(mesh.shape.get(name, 1) for name in names)
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh, attention: str = "auto") -> Iterator[None]:
+    """Within it, programs are compiled for a mesh, its rules for activations, and a kernel for attention.
+
+    Args:
+      mesh: the mesh.
+      attention: one of `diffjax.nn.kernels.KERNELS`, or "auto".
+
+    Raises:
+      UserError: there is no such kernel.
+    """
+    with jax.set_mesh(mesh), axis_rules(Rules().pairs()), use_kernel(attention):
+        yield

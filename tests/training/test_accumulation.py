@@ -11,9 +11,9 @@ import pytest
 
 from diffjax import stage as stages
 from diffjax.config import stage_config
-from diffjax.experiment import build_stage, build_update, on_mesh
+from diffjax.experiment import build_stage, build_update
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
-from diffjax.parallel.rules import Rules, param_shardings
+from diffjax.parallel.rules import Rules, on_mesh, param_shardings
 from diffjax.training import ema
 from diffjax.training.state import create_state, state_shardings
 from diffjax.training.step import compile_train_step, gradients
