@@ -46,6 +46,20 @@ def stage_config() -> ConfigDict:
             "flip": False,  # turn half of the pictures left to right
             "num_concepts": 0,  # 0: all of them
             "num_threads": 4,
+            "image": "",  # the field of a record with the picture, "" for the usual ones; so `caption`
+            "caption": "",
+            "background": (255, 255, 255),  # seen through what is transparent
+            "animated": "first",  # the frame of an animation that is taken; "reject": such pictures are not
+            # What is larger, smaller or narrower is rejected before it is decoded.
+            "limits": {
+                "max_bytes": 2**27,
+                "min_side": 1,
+                "max_side": 2**15,
+                "max_pixels": 2**26,
+                "max_aspect": 10.0,
+            },
+            "check": "header",  # of all pictures before training; "decode": all of each, once
+            "max_rejects": 0.01,  # the share of examples that may be rejected before the run stops
         }
     )
     # What stands for no text: "learned": a part of the network; "empty": the empty caption; "zeros".
@@ -95,7 +109,22 @@ def stage_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "context": 1})
     config.attention = "auto"  # the kernel: "xla", "cudnn" (GPU), "flash" (TPU), or what suits the device
     config.log_every = 100
-    config.checkpoint = ConfigDict({"every": 1000, "keep": 2})
+    # Saved every so many steps, and when so many minutes have passed (0: never for that reason). Kept are the
+    # newest `keep`, those of every `keep_every`-th step (0: none) and the `keep_best` of the least loss.
+    config.checkpoint = ConfigDict(
+        {"every": 1000, "minutes": 0.0, "keep": 2, "keep_every": 0, "keep_best": 0}
+    )
+    # What is done about bad numbers and processes that hang; see docs/reliability.md.
+    config.recovery = ConfigDict(
+        {
+            "max_skips": 10,  # updates in a row that are not finite, and left out, before going back
+            # The robust z-score of the loss, for so many updates in a row, before going back; 0: never.
+            "spike": 12.0,
+            "spike_steps": 10,
+            "max_rollbacks": 3,  # times that the run goes back to a checkpoint, before it stops
+            "hang_minutes": 60.0,  # without a step before the process ends itself; 0: never
+        }
+    )
     config.preview = ConfigDict({"every": 2000, "count": 8, "sampler": sampler_config()})  # every 0: never
     return config
 

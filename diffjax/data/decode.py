@@ -31,6 +31,23 @@ _FORMATS: tuple[tuple[bytes, type[ImageFile.ImageFile]], ...] = (
     (b"II*\0", TiffImagePlugin.TiffImageFile),
     (b"MM\0*", TiffImagePlugin.TiffImageFile),
 )
+# Other files that are taken for pictures, so that the refusal can say what they are.
+_OTHERS: tuple[tuple[bytes, str], ...] = (
+    (b"%PDF", "a PDF document"),
+    (b"8BPS", "a Photoshop file"),
+    (b"\0\0\1\0", "an icon"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"<?xml", "XML, perhaps SVG"),
+    (b"<svg", "SVG"),
+    (b"<", "XML or HTML"),
+    (b"{", "JSON"),
+    (b"PK\3\4", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"version https://git-lfs", "a pointer of Git LFS: fetch the files themselves"),
+)
+_HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<!--")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 _ORIENTATION = 0x0112  # the EXIF tag; its value 1 means upright
@@ -51,10 +68,12 @@ class Reason(enum.StrEnum):
 
     EMPTY = "the file is empty"
     FILE_SIZE = "the file has too many bytes"
+    HTML = "the file is a web page, not a picture"
     FORMAT = "not a PNG, JPEG, WebP, GIF, BMP or TIFF file"
     TOO_LARGE = "the picture is too large"
     TOO_SMALL = "the picture is too small"
     TOO_NARROW = "the picture is too long and narrow"
+    ANIMATED = "the picture is animated, or has several pages"
     DAMAGED = "the file is truncated or damaged"
     PIXELS = "the kind of pixels is not supported"
 
@@ -90,19 +109,27 @@ DEFAULT_LIMITS = Limits()
 
 
 def decode(
-    data: bytes, resolution: int, *, background: Colour = WHITE, limits: Limits = DEFAULT_LIMITS
+    data: bytes,
+    resolution: int,
+    *,
+    background: Colour = WHITE,
+    animated: str = "first",
+    limits: Limits = DEFAULT_LIMITS,
 ) -> np.ndarray:
     """Decode a picture and bring it to a square.
 
-    The first frame of an animation is taken, upright as its EXIF orientation says, laid on `background`
-    where it is transparent. Colour profiles are not applied. The square is the middle of the picture, scaled
-    as in the ImageNet models of Dhariwal and Nichol (2021, `center_crop_arr`): halved by averaging boxes
-    while the shorter side is at least twice the resolution, then resized bicubically, with antialiasing.
+    What kind of file it is, its first bytes say, not its name. It is shown upright as its EXIF orientation
+    says, laid on `background` where it is transparent. Colour profiles are not applied; CMYK in JPEG is taken
+    to be inverted, as Adobe's programs write it and browsers show it. The square is the middle of the
+    picture, scaled as in the ImageNet models of Dhariwal and Nichol (2021, `center_crop_arr`): halved by
+    averaging boxes while the shorter side is at least twice the resolution, then resized bicubically, with
+    antialiasing.
 
     Args:
       data: the bytes of a file.
       resolution: height and width of the result.
       background: RGB, 0 to 255.
+      animated: "first" to take the first frame of an animation or page of a TIFF, "reject" to refuse those.
       limits: which pictures are accepted.
 
     Returns:
@@ -113,7 +140,7 @@ def decode(
     """
     if len(data) > limits.max_bytes:
         raise PictureError(Reason.FILE_SIZE, f"{len(data)}, at most {limits.max_bytes}")
-    image = _open(io.BytesIO(data), limits)
+    image = _open(io.BytesIO(data), limits, animated)
     try:
         image.load()
         turned = _upright(image)
@@ -124,26 +151,31 @@ def decode(
     return _central_square(_to_rgb(turned, background, inverted=_is_inverted(image)), resolution)
 
 
-def check_header(file: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> None:
+def check_header(
+    file: BinaryIO, limits: Limits = DEFAULT_LIMITS, *, animated: str = "first"
+) -> tuple[int, int]:
     """Refuse a file, open at its start, whose header is enough to see that `decode` would refuse it.
+
+    Returns:
+      width and height in pixels, before it is turned upright.
 
     Raises:
       PictureError: if the picture is refused.
     """
-    _open(file, limits)
+    return _open(file, limits, animated).size
 
 
-def _open(file: BinaryIO, limits: Limits) -> ImageFile.ImageFile:
+def _open(file: BinaryIO, limits: Limits, animated: str) -> ImageFile.ImageFile:
     """Read the header of a picture."""
-    start = file.read(12)
-    if not start:
-        raise PictureError(Reason.EMPTY)
-    reader = next((reader for prefix, reader in _FORMATS if start.startswith(prefix)), None)
-    if reader is None or (start.startswith(b"RIFF") and start[8:] != b"WEBP"):
-        raise PictureError(Reason.FORMAT)
+    start = file.read(64)
+    reader = _reader(start)
+    if reader is WebPImagePlugin.WebPImageFile:  # it makes room for the picture while reading the header
+        _check_size(_webp_size(start), limits)
     file.seek(0)
     try:
         image = reader(file)
+        # More frames are looked for only where they matter: in a GIF that takes a while.
+        several = animated == "reject" and getattr(image, "is_animated", False)
     except MemoryError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -151,15 +183,49 @@ def _open(file: BinaryIO, limits: Limits) -> ImageFile.ImageFile:
     except Exception as error:
         raise PictureError(Reason.DAMAGED, str(error)) from error
 
-    short, long = sorted(image.size)
-    size = f"{image.width}x{image.height} pixels"
-    if short < max(limits.min_side, 1):
-        raise PictureError(Reason.TOO_SMALL, size)
-    if long > limits.max_side or short * long > limits.max_pixels:
-        raise PictureError(Reason.TOO_LARGE, size)
-    if long > limits.max_aspect * short:
-        raise PictureError(Reason.TOO_NARROW, size)
+    _check_size(image.size, limits)
+    if several:
+        raise PictureError(Reason.ANIMATED)
     return image
+
+
+def _reader(start: bytes) -> type[ImageFile.ImageFile]:
+    """What reads a file that begins with `start`."""
+    if not start:
+        raise PictureError(Reason.EMPTY)
+    reader = next((reader for prefix, reader in _FORMATS if start.startswith(prefix)), None)
+    if reader is not None and (not start.startswith(b"RIFF") or start[8:12] == b"WEBP"):
+        return reader
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.lower().startswith(_HTML):
+        raise PictureError(Reason.HTML)
+    if start[4:8] == b"ftyp":
+        raise PictureError(Reason.FORMAT, f"{start[8:12].decode('ascii', 'replace')}: AVIF, HEIC or a film")
+    raise PictureError(Reason.FORMAT, next((name for prefix, name in _OTHERS if text.startswith(prefix)), ""))
+
+
+def _webp_size(start: bytes) -> tuple[int, int]:
+    """Width and height in pixels, from the start of a WebP file."""
+    kind, number = start[12:16], int.from_bytes
+    if kind == b"VP8X":
+        return number(start[24:27], "little") + 1, number(start[27:30], "little") + 1
+    if kind == b"VP8L":
+        bits = number(start[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return number(start[26:28], "little") & 0x3FFF, number(start[28:30], "little") & 0x3FFF
+    raise PictureError(Reason.DAMAGED, "no picture in a WebP file")
+
+
+def _check_size(size: tuple[int, int], limits: Limits) -> None:
+    short, long = sorted(size)
+    shown = f"{size[0]}x{size[1]} pixels"
+    if short < max(limits.min_side, 1):
+        raise PictureError(Reason.TOO_SMALL, shown)
+    if long > limits.max_side or short * long > limits.max_pixels:
+        raise PictureError(Reason.TOO_LARGE, shown)
+    if long > limits.max_aspect * short:
+        raise PictureError(Reason.TOO_NARROW, shown)
 
 
 def _upright(image: ImageFile.ImageFile) -> Image.Image:
@@ -180,7 +246,10 @@ def _is_inverted(image: ImageFile.ImageFile) -> bool:
 def _to_rgb(image: Image.Image, background: Colour, *, inverted: bool) -> Image.Image:
     """Convert any mode to RGB; Pillow's own conversion clips more than 8 bits and drops transparency."""
     if image.mode.startswith("I"):
-        image = _to_grey(np.asarray(image), 65535, inverted)
+        values, clear = np.asarray(image), image.info.get("transparency")
+        image = _to_grey(values, 65535, inverted)
+        if isinstance(clear, int):  # the grey that stands for transparency in a PNG
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     elif image.mode == "F":
         image = _to_grey(np.asarray(image), 1, inverted)
     try:

@@ -2,11 +2,11 @@
 
 import concurrent.futures
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from diffjax.data.captions import TABLES, printable, read_table, read_text
+from diffjax.data.captions import TABLES, CaptionError, printable, read_table, read_text
 from diffjax.data.decode import (
     DEFAULT_LIMITS,
     SUFFIXES,
@@ -16,70 +16,11 @@ from diffjax.data.decode import (
     PictureError,
     Reason,
     check_header,
-    decode,
 )
-from diffjax.data.source import Example
+from diffjax.data.records import Log, Look, PictureSource, Texts, detail_of, reason_of
 from diffjax.errors import UserError
 
-Log = Callable[[str], None]
-
 _MAX_NAMED = 10
-
-
-class Texts(NamedTuple):
-    """What is known of each picture; `labels` and `classes` are empty if there are no classes."""
-
-    captions: list[str]
-    labels: list[int]
-    classes: list[str]
-
-
-class FolderSource:
-    """The pictures of a folder, behind the interface `diffjax.data.source.Source`; decoded when asked for."""
-
-    def __init__(
-        self,
-        root: Path,
-        files: Sequence[str],
-        texts: Texts,
-        *,
-        name: str,
-        resolution: int,
-        background: Colour = WHITE,
-        limits: Limits = DEFAULT_LIMITS,
-    ):
-        """Show the `files`, relative to `root`, in that order."""
-        self.name = name
-        self.resolution = resolution
-        self.captions, self.labels, self.classes = texts
-        self.keys = [printable(file) for file in files]
-        self.concepts = [self.classes[label] for label in self.labels] or self.captions
-        self.styles = [""] * len(files)
-        self._root = root
-        self._files = list(files)
-        self._background = background
-        self._limits = limits
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, i: int) -> Example:
-        """Decode a picture.
-
-        Raises:
-          UserError: if it cannot be decoded although its header was right. It is not skipped: the places of
-            all others, which checkpoints remember, would change.
-        """
-        try:
-            with (self._root / self._files[i]).open("rb") as file:
-                data = file.read(self._limits.max_bytes + 1)
-            image = decode(data, self.resolution, background=self._background, limits=self._limits)
-        except (OSError, PictureError) as error:
-            raise UserError(
-                f"Cannot use the picture {self.keys[i]} of {self._root}: {_why(error)}.\n"
-                "Please mend that file, or remove it and start a new run."
-            ) from error
-        return Example(image, self.captions[i], self.keys[i], self.concepts[i], self.styles[i])
 
 
 def load_folder(
@@ -89,9 +30,10 @@ def load_folder(
     resolution: int,
     split: str = "train",
     background: Colour = WHITE,
+    animated: str = "first",
     limits: Limits = DEFAULT_LIMITS,
     log: Log | None = None,
-) -> FolderSource:
+) -> PictureSource:
     """Open a folder of pictures: all that lie in it and in its sub-folders, in the order of their paths.
 
     A split is the sub-folder of that name; the split `train` is the whole folder if there is none. The
@@ -104,8 +46,9 @@ def load_folder(
       split `train` for every split, and their names are the captions;
     - nothing: all captions are empty.
 
-    Hidden files, links to what is outside of `folder`, links to folders, and pictures whose header cannot be
-    read or is beyond `limits` are left out, and the log names them.
+    Hidden files, links to what is outside of `folder` and links to folders are left out. So are pictures
+    whose header cannot be read or is beyond `limits`, captions that `diffjax.data.captions.clean` refuses,
+    and lines of a table that are wrong: the log and the source's `rejected` name them.
 
     Args:
       cache_dir: not used; every source is given one.
@@ -113,56 +56,60 @@ def load_folder(
       resolution: height and width of the pictures, see `diffjax.data.decode.decode`.
       split: the name of a sub-folder.
       background: RGB, seen through what is transparent.
+      animated: "first" to take the first frame of animations, "reject" to leave them out.
       limits: which pictures are accepted.
       log: receives lines about what was found, as `print` would; None for silence.
 
     Raises:
-      UserError: if there are no pictures, or a table is wrong.
+      UserError: if there are no pictures, or no line of a table is right.
     """
     log = log or (lambda line: None)
-    if resolution < 1:
-        raise UserError(f"The resolution must be at least 1, not {resolution}.")
+    look = Look(resolution, background, animated, limits)
     folder = Path(folder).expanduser()
     root = _split_folder(folder, split)
     pictures, sidecars, links = _list_files(root, folder.resolve())
     tables = [root / name for name in TABLES if (root / name).is_file()]
     table = next((path for path in tables if not _leads_out(path, folder.resolve())), None)
+    faults: list[tuple[str, str, str]] = [(link, "a link to another place", "") for link in links]
     captions = None
     if table is not None:
-        captions = read_table(table)
+        captions, wrong = read_table(table)
+        faults += [(name, reason, "") for name, reason in wrong]
         missing = sorted(set(captions) - set(pictures))
         _report(log, f"not found, though {table.name} lists them", [(name, "") for name in missing])
         unlisted = sum(picture not in captions for picture in pictures)
         if unlisted:
             log(f"{unlisted} pictures are left out: {table.name} does not list them.")
         pictures = [picture for picture in pictures if picture in captions]
+    elif sidecars:
+        captions, wrong = _read_sidecars(root, pictures, sidecars, log)
+        faults += [(name, reason, "") for name, reason in wrong]
+        pictures = [picture for picture in pictures if picture in captions]
 
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        faults = list(pool.map(lambda picture: _fault(root / picture, limits), pictures))
-    faulty = [(name, fault) for name, fault in zip(pictures, faults, strict=True) if fault]
-    _report(log, "left out", [*((link, "a link to another place") for link in links), *faulty])
-    files = [picture for picture, fault in zip(pictures, faults, strict=True) if not fault]
+        found = list(pool.map(lambda picture: _inspect(root / picture, look), pictures))
+    faults += [(name, *seen[:2]) for name, seen in zip(pictures, found, strict=True) if seen.reason]
+    _report(log, "left out", [(name, detail or reason) for name, reason, detail in faults])
+    files = [picture for picture, seen in zip(pictures, found, strict=True) if not seen.reason]
     if not files:
         raise UserError(f"There are no pictures in {root} that can be used ({', '.join(SUFFIXES)}).")
 
+    keys = [printable(file) for file in files]
     if captions is not None:
-        texts = Texts([captions[file] for file in files], [], [])
-    elif sidecars:
-        texts = Texts(_read_sidecars(root, files, sidecars, log), [], [])
+        texts = Texts(keys, [captions[file] for file in files])
     elif all("/" in file for file in files):
         texts = _classes(files, _subfolders(folder / "train" if (folder / "train").is_dir() else root), root)
     else:
-        texts = Texts([""] * len(files), [], [])
+        texts = Texts(keys, [""] * len(files))
         log(f"The pictures of {root} have no captions.")
-    return FolderSource(
-        root,
-        files,
-        texts,
-        name=f"{folder.resolve().name}-{split}",
-        resolution=resolution,
-        background=background,
-        limits=limits,
-    )
+    texts.stamps = [seen.stamp for seen in found if not seen.reason]
+    texts.rejected = [(printable(name), reason) for name, reason, _ in faults]
+
+    def read(i: int) -> bytes:
+        with (root / files[i]).open("rb") as file:
+            return file.read(limits.max_bytes + 1)
+
+    return PictureSource(read, texts, look, name=f"{folder.resolve().name}-{split}")
 
 
 def _split_folder(folder: Path, split: str) -> Path:
@@ -213,22 +160,27 @@ def _list_files(root: Path, outermost: Path) -> tuple[list[str], set[str], list[
     return sorted(pictures), texts, sorted(links)
 
 
-def _fault(path: Path, limits: Limits) -> str | None:
-    """Say what is wrong with a picture, as far as its size and header show."""
+class _Found(NamedTuple):
+    """Why a picture cannot be used, or "" if nothing is wrong; and what changes with its file."""
+
+    reason: str
+    detail: str
+    stamp: str = ""
+
+
+def _inspect(path: Path, look: Look) -> _Found:
+    """Look at the size and the header of a picture."""
     try:
         if not path.is_file():  # to open a pipe would wait for ever
-            return "not a regular file"
-        if path.stat().st_size > limits.max_bytes:
-            return str(Reason.FILE_SIZE)
+            return _Found("not a regular file", "")
+        stat = path.stat()
+        if stat.st_size > look.limits.max_bytes:
+            raise PictureError(Reason.FILE_SIZE)
         with path.open("rb") as file:
-            check_header(file, limits)
+            check_header(file, look.limits, animated=look.animated)
     except (OSError, PictureError) as error:
-        return _why(error)
-    return None
-
-
-def _why(error: OSError | PictureError) -> str:
-    return (error.strerror or "it cannot be read") if isinstance(error, OSError) else str(error)
+        return _Found(reason_of(error), detail_of(error))
+    return _Found("", "", f"{stat.st_size}-{stat.st_mtime_ns}")
 
 
 def _report(log: Log, what: str, files: Sequence[tuple[str, str]]) -> None:
@@ -248,18 +200,23 @@ def _classes(files: Sequence[str], names: Sequence[str], root: Path) -> Texts:
         raise UserError(f"The class {printable(unknown[0])} of {root} is not in the split 'train'.")
     classes = [printable(name) for name in names]
     labels = [index[name] for name in found]
-    return Texts([classes[label] for label in labels], labels, classes)
+    return Texts([printable(file) for file in files], [classes[label] for label in labels], labels, classes)
 
 
-def _read_sidecars(root: Path, files: Sequence[str], sidecars: set[str], log: Log) -> list[str]:
-    captions = []
-    without = []
-    for file in files:
-        sidecar = os.path.splitext(file)[0] + ".txt"
+def _read_sidecars(
+    root: Path, pictures: Sequence[str], sidecars: set[str], log: Log
+) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """The captions of pictures, empty where there is no text file; and those refused, with the reasons."""
+    captions, rejected, without = {}, [], []
+    for picture in pictures:
+        sidecar = os.path.splitext(picture)[0] + ".txt"
         if sidecar not in sidecars:
-            without.append((file, ""))
-            captions.append("")
+            without.append((picture, ""))
+            captions[picture] = ""
             continue
-        captions.append(read_text(root / sidecar))
+        try:
+            captions[picture] = read_text(root / sidecar)
+        except (OSError, CaptionError) as error:
+            rejected.append((picture, reason_of(error)))
     _report(log, "without a caption", without)
-    return captions
+    return captions, rejected

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from diffjax.data.checked import fingerprint
+from diffjax.data.rejects import Rejects
 from diffjax.data.source import Source
 from diffjax.errors import UserError
 
@@ -19,6 +21,7 @@ def make_loader(
     rows: Sequence[int] | None = None,
     transforms: Sequence[Callable[[dict[str, Any]], dict[str, Any]] | Any] = (),
     images: bool = True,
+    rejects: Rejects | None = None,
     num_threads: int = 4,
     prefetch: int = 2,
 ) -> "Batches":
@@ -26,7 +29,8 @@ def make_loader(
 
     There is one order of elements, which `seed` decides; each epoch is shuffled anew. Of several processes
     each gets some `rows` of every batch, so batches and their random transforms are the same for every number
-    of processes.
+    of processes. The place of a bad example is taken by another one, see `Rejects.usable`: so batches keep
+    their size, and processes their number of batches, whoever meets it.
 
     Args:
       source: the pictures.
@@ -39,6 +43,7 @@ def make_loader(
       transforms: applied to each element, in order; functions from dict to dict, or objects with the method
         `random_map(element, rng)`, such as grain's `RandomMap` and `diffjax.data.transforms.RandomCrop`.
       images: whether elements begin with their picture; otherwise with `index` alone, and nothing is decoded.
+      rejects: notes bad examples; None: a bad example is an error.
       num_threads: threads that read and transform; 0 to do so in the calling thread.
       prefetch: batches to be read ahead.
 
@@ -47,7 +52,8 @@ def make_loader(
       int32, the place in `source`.
 
     Raises:
-      UserError: if an argument is out of range, or no batch can be filled.
+      UserError: if an argument is out of range, or no batch can be filled; from the iterator, if too many
+        examples are bad.
     """
     rows = range(batch_size) if rows is None else rows
     _check_arguments(len(source), batch_size, seed, num_epochs, rows)
@@ -59,9 +65,7 @@ def make_loader(
     if shuffle:
         elements = elements.shuffle()
     elements = elements.repeat(num_epochs)
-    elements = elements.map(
-        lambda i: {**({"image": source[i].image} if images else {}), "index": np.int32(i)}
-    )
+    elements = elements.map(lambda i: _element(source, i, images, rejects))
     for transform in transforms:
         random_map = getattr(transform, "random_map", None)
         elements = elements.map(transform) if random_map is None else elements.random_map(random_map)
@@ -70,15 +74,16 @@ def make_loader(
     buffered = max(num_threads, prefetch * len(rows))
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffered if num_threads else 0)
     batches = mine.to_iter_dataset(options).batch(len(rows), drop_remainder=True)
-    return Batches(iter(batches), share=(len(rows), batch_size))
+    data = {"examples": len(source), "digest": fingerprint(source)}
+    return Batches(iter(batches), share=(len(rows), batch_size), data=data)
 
 
 class Batches:
     """An iterator of batches whose position does not depend on how many processes share them."""
 
-    def __init__(self, iterator: Any, *, share: tuple[int, int]) -> None:
-        """`share`: how many elements of each batch `iterator` reads, of how many."""
-        self._iterator, self._share = iterator, share
+    def __init__(self, iterator: Any, *, share: tuple[int, int], data: dict[str, Any]) -> None:
+        """`share`: how many elements of a batch `iterator` reads, of how many; `data`: which data."""
+        self._iterator, self._share, self._data = iterator, share, data
 
     def __iter__(self) -> "Batches":
         return self
@@ -86,19 +91,46 @@ class Batches:
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
 
-    def get_state(self) -> dict[str, int]:
-        """The position, as JSON can hold it: the number of the next element in the order of all processes."""
-        own, all_of_them = self._share
-        return {"next_index": self._iterator.get_state()["next_index"] // own * all_of_them}
+    def get_state(self) -> dict[str, Any]:
+        """The position, as JSON can hold it.
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Continue with exactly the batches that would have come next."""
+        `next_index`: the number of the next element in the order of all processes; `source`: of how many
+        `examples`, and their `digest`.
+        """
+        own, all_of_them = self._share
+        next_index = self._iterator.get_state()["next_index"] // own * all_of_them
+        return {"next_index": next_index, "source": dict(self._data)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue with exactly the batches that would have come next.
+
+        Raises:
+          UserError: the position is one in other data, whose order is another.
+        """
+        then, now = state.get("source", self._data), self._data
+        if then != now:
+            changed = "their names, captions or resolution are others"
+            if then["examples"] != now["examples"]:
+                changed = f"{then['examples']:,} examples could be used then, and {now['examples']:,} now"
+            raise UserError(
+                f"The data have changed since this run was saved: {changed}.\n"
+                "Their order would not be the run's. Bring back the data as they were (--mode=data shows "
+                "what cannot be used), or start a new run in another --workdir."
+            )
         own, all_of_them = self._share
         self._iterator.set_state({"next_index": state["next_index"] // all_of_them * own})
 
     def close(self) -> None:
         """End the threads."""
         self._iterator.close()
+
+
+def _element(source: Source, i: int, images: bool, rejects: Rejects | None) -> dict[str, Any]:
+    """The beginning of an element; its index is that of the example it really holds."""
+    if not images:
+        return {"index": np.int32(i)}
+    i, example = (i, source[i]) if rejects is None else rejects.usable(source, i)
+    return {"image": example.image, "index": np.int32(i)}
 
 
 class _Rows:

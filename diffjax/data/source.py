@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from diffjax.errors import UserError
+
 
 class Example(NamedTuple):
     """One captioned picture.
@@ -23,6 +25,19 @@ class Example(NamedTuple):
     key: str
     concept: str
     style: str
+
+
+class BadExample(UserError):
+    """An example that a source lists cannot be used.
+
+    Attributes:
+      key: the example's.
+      reason: why, in words that are the same for all examples of this kind.
+    """
+
+    def __init__(self, key: str, reason: str, detail: str = ""):
+        super().__init__(f"Cannot use the example {key}: {detail or reason}.")
+        self.key, self.reason = key, reason
 
 
 class Source(Protocol):

@@ -1,36 +1,25 @@
 """Data sets that tensorflow-datasets has prepared on disk as ArrayRecord files; read without TensorFlow."""
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from diffjax.data.captions import clean
-from diffjax.data.decode import DEFAULT_LIMITS, WHITE, Colour, Limits, PictureError, decode
-from diffjax.data.source import Example
+from diffjax.data.captions import CaptionError, clean
+from diffjax.data.decode import DEFAULT_LIMITS, WHITE, Colour, Limits
+from diffjax.data.records import Log, Look, PictureSource, Row, Scan, join, load_index, reason_of, save_index
 from diffjax.errors import UserError
-
-Log = Callable[[str], None]
 
 # Where data sets keep their captions, unless one is told.
 _CAPTIONS = ("captions/text", "caption", "captions", "text")
 _NAME = re.compile(r"\w+(/\w[\w.+-]*)?(:\d+\.\d+\.\d+)?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 _BATCH = 256  # records read at once
-
-
-class Texts(NamedTuple):
-    """What a record says beside its picture: captions, perhaps none, and its class, -1 if it has none."""
-
-    captions: list[str]
-    label: int
 
 
 class Features:
@@ -64,76 +53,21 @@ class Features:
         """The file of the picture."""
         return self._picture.deserialize_example_np(record, decoders=self._undecoded)[self.image]
 
-    def texts(self, record: bytes) -> Texts:
-        """The captions and the class."""
+    def texts(self, record: bytes) -> tuple[list[str], int]:
+        """The captions, perhaps none, and the class, -1 if there is none.
+
+        Raises:
+          CaptionError: if one is refused.
+        """
         found = self._texts.deserialize_example_np(record)
         label = int(found[self.label]) if self.label else -1
         if not self.caption:
-            return Texts([], label)
+            return [], label
         value = found
         for part in self.caption:
             value = value[part]
         # A caption of one record is bytes, several are a list or an array of bytes.
-        captions = np.ravel(np.asarray(value, dtype=object))
-        return Texts([clean(caption.decode("utf-8", "replace")) for caption in captions], label)
-
-
-class TfdsSource:
-    """A split of a prepared data set, behind the interface `diffjax.data.source.Source`.
-
-    An element is a pair of a picture and one of its captions; a picture without captions is one element.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[bytes],
-        features: Features,
-        texts: Sequence[Texts],
-        *,
-        name: str,
-        split: str,
-        resolution: int,
-        background: Colour = WHITE,
-        limits: Limits = DEFAULT_LIMITS,
-    ):
-        """Show `records`, whose `texts` are known."""
-        self.name = name
-        self.resolution = resolution
-        self.classes = features.classes
-        # The test splits of contests are labelled -1: they are shown without labels.
-        labelled = all(0 <= text.label < len(self.classes) for text in texts)
-        pairs = [(row, i) for row, text in enumerate(texts) for i in range(max(len(text.captions), 1))]
-        self.labels = [texts[row].label for row, _ in pairs] if labelled else []
-        names = [self.classes[label] for label in self.labels]
-        if features.caption or not labelled:
-            self.captions = [texts[row].captions[i] if texts[row].captions else "" for row, i in pairs]
-        else:
-            self.captions = names
-        self.keys = [f"{split}/{row}/{i}" for row, i in pairs]
-        self.concepts = names or self.captions
-        self.styles = [""] * len(pairs)
-        self._rows = [row for row, _ in pairs]
-        self._records = records
-        self._features = features
-        self._background = background
-        self._limits = limits
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, i: int) -> Example:
-        """Decode a picture.
-
-        Raises:
-          UserError: if it cannot be read or decoded.
-        """
-        row = self._rows[i]
-        try:
-            data = self._features.picture(self._records[row])
-            image = decode(data, self.resolution, background=self._background, limits=self._limits)
-        except (RuntimeError, PictureError) as error:  # ArrayRecord reports damage as a RuntimeError
-            raise UserError(f"Cannot use the picture {self.keys[i]} of {self.name}: {error}.") from error
-        return Example(image, self.captions[i], self.keys[i], self.concepts[i], self.styles[i])
+        return [clean(caption) for caption in np.ravel(np.asarray(value, dtype=object))], label
 
 
 def load_tfds(
@@ -143,13 +77,14 @@ def load_tfds(
     resolution: int,
     split: str = "train",
     data_dir: str | Path | None = None,
-    image: str = "image",
+    image: str | None = None,
     caption: str | None = None,
     label: str = "label",
     background: Colour = WHITE,
+    animated: str = "first",
     limits: Limits = DEFAULT_LIMITS,
     log: Log | None = None,
-) -> TfdsSource:
+) -> PictureSource:
     """Open a split of a data set that tensorflow-datasets has prepared; nothing is ever downloaded.
 
     Captions and labels of all records are read once, and kept in `cache_dir`. Where there are no captions,
@@ -166,19 +101,19 @@ def load_tfds(
       split: as tensorflow-datasets writes it, such as "test" or "train[:90%]".
       data_dir: where data sets are prepared; None for the environment's `TFDS_DATA_DIR` or else
         `~/tensorflow_datasets`.
-      image: the feature that holds the picture.
+      image: the feature that holds the picture; None for "image".
       caption: the feature that holds a caption or a list of them; "a/b" is the feature b in a. None for the
         first that is there of "captions/text", "caption", "captions" and "text".
       label: the feature that holds the class, if there is one.
       background: RGB, seen through what is transparent.
+      animated: "first" to take the first frame of animations, "reject" to refuse them.
       limits: which pictures are accepted.
       log: receives lines about the reading, as `print` would; None for silence.
 
     Raises:
       UserError: if the data set is not there, or has no such split or feature.
     """
-    if resolution < 1:
-        raise UserError(f"The resolution must be at least 1, not {resolution}.")
+    look = Look(resolution, background, animated, limits)
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     folder = _find(root, dataset)
     # A second to import, for those alone who use it.
@@ -188,7 +123,7 @@ def load_tfds(
     try:
         # It is made from the files alone: a builder made by name may ask a server for what it misses.
         builder = tfds.builder_from_directory(folder)
-        features = Features(builder.info.features, image=image, caption=caption, label=label)
+        features = Features(builder.info.features, image=image or "image", caption=caption, label=label)
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         records = builder.as_data_source(split=split, deserialize_method=raw)
         size = builder.info.dataset_size
@@ -201,23 +136,21 @@ def load_tfds(
     identity = [str(folder.resolve()), written, str(size), split, features.caption, features.label]
     name = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     index = Path(cache_dir).expanduser() / "tfds" / f"{name}.json"
-    texts = _load_index(index, len(records))
-    if texts is None:
+    seen = load_index(index)
+    if seen is None or len(seen.rows) + len(seen.rejected) != len(records):
         (log or (lambda line: None))(f"Reading the captions and labels of {folder}; this is done once.")
         try:
-            texts = _read_texts(records, features)
+            seen = _scan(records, features)
         except RuntimeError as error:
             raise UserError(f"Cannot read the split {split!r} of {folder}: {error}") from error
-        _save_index(index, texts)
-    return TfdsSource(
-        records,
-        features,
+        save_index(index, seen)
+    seen.stamp = str(written)
+    texts, places = join([(split, seen)], folder)
+    return PictureSource(
+        lambda i: features.picture(records[places[i][1][0]]),
         texts,
+        look,
         name=re.sub(r"[^\w.]+", "-", f"{builder.info.full_name}-{split}").strip("-"),
-        split=split,
-        resolution=resolution,
-        background=background,
-        limits=limits,
     )
 
 
@@ -278,30 +211,15 @@ def _holds_text(known: dict[str, Any], path: Sequence[str]) -> bool:
     return isinstance(feature, tfds.features.Text)
 
 
-def _read_texts(records: Any, features: Features) -> list[Texts]:
+def _scan(records: Any, features: Features) -> Scan:
     if not features.caption and not features.label:
-        return [Texts([], -1)] * len(records)
-    starts = range(0, len(records), _BATCH)
-    batches = (records.__getitems__(range(i, min(i + _BATCH, len(records)))) for i in starts)
-    return [features.texts(record) for batch in batches for record in batch]
-
-
-def _load_index(path: Path, count: int) -> list[Texts] | None:
-    """Read what `_save_index` wrote; None if it is not there or damaged, for it can be made again."""
-    try:
-        texts = [Texts([str(caption) for caption in c], int(n)) for c, n in json.loads(path.read_bytes())]
-    except (OSError, ValueError, TypeError):
-        return None
-    return texts if len(texts) == count else None
-
-
-def _save_index(path: Path, texts: Sequence[Texts]) -> None:
-    """Write the texts, whole or not at all; without them the next start only takes longer."""
-    unfinished = path.with_name(f".{uuid.uuid4().hex}")
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            unfinished.write_text(json.dumps(texts), encoding="utf-8")
-            unfinished.rename(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        return Scan([Row(str(i), [i], []) for i in range(len(records))])
+    scan = Scan(classes=features.classes)
+    for start in range(0, len(records), _BATCH):
+        rows = range(start, min(start + _BATCH, len(records)))
+        for row, record in zip(rows, records.__getitems__(rows), strict=True):
+            try:
+                scan.rows.append(Row(str(row), [row], *features.texts(record)))
+            except CaptionError as error:
+                scan.rejected.append((str(row), reason_of(error)))
+    return scan

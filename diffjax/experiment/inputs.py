@@ -10,13 +10,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffjax.data.array_records import load_array_record
+from diffjax.data.decode import Limits
 from diffjax.data.emoji import load_emoji
 from diffjax.data.folder import load_folder
 from diffjax.data.latent_cache import LatentCache, RandomView
 from diffjax.data.loader import make_loader
+from diffjax.data.parquet import load_parquet
+from diffjax.data.rejects import Rejects
 from diffjax.data.source import Source
 from diffjax.data.tfds import load_tfds
 from diffjax.data.transforms import random_crop, random_flip, resize
+from diffjax.data.webdataset import load_webdataset
 from diffjax.errors import UserError
 from diffjax.experiment.stages import build_model
 from diffjax.experiment.tables import DTYPES, Log, choose
@@ -29,7 +34,14 @@ from diffjax.text.cache import TextTable, embed_captions
 from diffjax.text.encoder import TextEncoder, TextStates
 from diffjax.text.live import AddTokens
 
-SOURCES: dict[str, Callable[..., Any]] = {"emoji": load_emoji, "folder": load_folder, "tfds": load_tfds}
+SOURCES: dict[str, Callable[..., Any]] = {
+    "emoji": load_emoji,
+    "folder": load_folder,
+    "tfds": load_tfds,
+    "array_record": load_array_record,
+    "webdataset": load_webdataset,
+    "parquet": load_parquet,
+}
 ENCODERS: dict[str, Callable[[], TextEncoder]] = {"minilm": load_minilm}
 
 
@@ -42,6 +54,11 @@ def build_source(data: ConfigDict, *, log: Log | None = None, split: str | None 
         "folder": data.folder,
         "dataset": data.name,
         "data_dir": data.folder or None,
+        "image": data.image or None,
+        "caption": data.caption or None,
+        "background": tuple(data.background),
+        "animated": data.animated,
+        "limits": Limits(**data.limits),
     }
     asked = {key: settings[key] for key in inspect.signature(load).parameters if key in settings}
     for key, name in (("folder", "data.folder"), ("dataset", "data.name")):
@@ -173,12 +190,14 @@ def build_loader(
     *,
     live: TextEncoder | None = None,
     rows: Sequence[int] | None = None,
+    rejects: Rejects | None = None,
 ) -> Any:
     """An iterator of batches, or of some `rows` of each: `image`, `index`, and the stage's conditions.
 
     With the cached `latents` of the source, there are `moments` `[batch, 2, h, w, c]` in place of `image`;
     all else is the same, the order and which captions are dropped included. Where a `live` encoder is to
     encode captions, not the `table`, there are their tokens, which `diffjax.text.live.add_states` replaces.
+    Examples that turn out to be bad are noted in `rejects`, and others take their places.
     """
     transforms: list[Any] = [resize(source.resolution, config.resolution) if latents is None else latents.add]
     if config.crop:
@@ -202,6 +221,7 @@ def build_loader(
         rows=rows,
         transforms=transforms,
         images=latents is None,
+        rejects=rejects,
         num_threads=config.data.num_threads,
     )
 

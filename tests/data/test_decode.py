@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from diffjax.data.decode import Limits, PictureError, Reason, check_header, decode
 
@@ -35,13 +35,14 @@ def refused(data, **limits):
     return error.value.reason
 
 
-def png(width, height, depth, colour, rows):
+def png(width, height, depth, colour, rows, **chunks):
     """A PNG file made by hand."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    header += b"".join(chunk(name.encode(), data) for name, data in chunks.items())
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -150,6 +151,20 @@ def test_sixteen_bits(stored, shown):
     assert one(Image.fromarray(np.full((9, 9), stored, np.int32)), "TIFF") == (shown,) * 3
 
 
+def test_sixteen_bits_of_grey_with_a_transparent_one():
+    rows = b"".join(b"\0" + struct.pack(">8H", *[1000, 2570] * 4) for _ in range(8))
+    pixels = decode(png(8, 8, 16, 0, rows, tRNS=struct.pack(">H", 1000)), 8, background=(1, 2, 3))
+    assert pixels[0, :2].tolist() == [[1, 2, 3], [10, 10, 10]]
+
+
+def test_sixteen_bits_with_alpha():
+    for colour, levels in ((4, 1), (6, 3)):
+        row = b"\0" + struct.pack(f">{levels + 1}H", *[257 * 90] * levels, 0) * 8
+        assert decode(png(8, 8, 16, colour, row * 8), 8, background=(7, 8, 9))[0, 0].tolist() == [7, 8, 9]
+        row = b"\0" + struct.pack(f">{levels + 1}H", *[257 * 90] * levels, 65535) * 8
+        assert decode(png(8, 8, 16, colour, row * 8), 8)[0, 0].tolist() == [90, 90, 90]
+
+
 def test_sixteen_bits_of_colour():
     data = png(8, 8, 16, 2, (b"\0" + struct.pack(">3H", 257 * 10, 257 * 20, 257 * 250) * 8) * 8)
     np.testing.assert_array_equal(decode(data, 8), np.full((8, 8, 3), (10, 20, 250)))
@@ -174,10 +189,79 @@ def test_where_white_is_zero():
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_animations_show_their_first_frame(file_format):
+def test_animations_show_their_first_frame_or_are_refused(file_format):
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if file_format == "WEBP" else {}
-    assert one(frames[0], file_format, save_all=True, append_images=frames[1:], **options) == (255, 0, 0)
+    several = {"save_all": True, "append_images": frames[1:], **options}
+    assert one(frames[0], file_format, **several) == (255, 0, 0)
+    data = encode(frames[0], file_format, **several)
+    with pytest.raises(PictureError, match="animated"):
+        check_header(io.BytesIO(data), animated="reject")
+    with pytest.raises(PictureError, match="animated"):
+        decode(data, 8, animated="reject")
+    still = encode(frames[2], file_format, **options)
+    assert decode(still, 8, animated="reject")[0, 0].tolist() == [0, 0, 255]
+
+
+def flat_jpeg(levels, adobe):
+    """A JPEG file of 8x8 pixels and four components, each of one level; see ITU-T T.81, Annexes B and F.
+
+    With steps of 8, the one coefficient of a component is its level less 128; a Huffman code of four bits
+    tells its size, and one of one bit ends the block.
+    """
+
+    def segment(marker, data):
+        return bytes((0xFF, marker)) + struct.pack(">H", len(data) + 2) + data
+
+    bits = ""
+    for level in levels:
+        value = level - 128
+        size = abs(value).bit_length()
+        bits += (
+            f"{size:04b}" + (f"{value if value > 0 else value + 2**size - 1:0{size}b}" if size else "") + "0"
+        )
+    scan = int(bits.ljust(-(-len(bits) // 8) * 8, "1"), 2).to_bytes(-(-len(bits) // 8), "big")
+    parts = [b"\xff\xd8"]
+    if adobe is not None:
+        parts.append(segment(0xEE, b"Adobe" + struct.pack(">HHHB", 100, 0, 0, adobe)))
+    parts.append(segment(0xDB, b"\0" + b"\x08" * 64))
+    parts.append(segment(0xC0, struct.pack(">BHHB", 8, 8, 8, 4) + b"\0\x11\0\1\x11\0\2\x11\0\3\x11\0"))
+    parts.append(segment(0xC4, b"\0" + bytes((0, 0, 0, 9, *[0] * 12)) + bytes(range(9))))
+    parts.append(segment(0xC4, b"\x10" + bytes((1, *[0] * 15)) + b"\0"))
+    parts.append(segment(0xDA, b"\4" + b"\0\0\1\0\2\0\3\0" + b"\0\x3f\0"))
+    return b"".join(parts) + scan.replace(b"\xff", b"\xff\0") + b"\xff\xd9"
+
+
+def test_cmyk_jpeg_is_inverted():
+    # A level of 255 is no ink; what is seen is the product of a colour's level and that of black.
+    for adobe in (None, 0):
+        assert decode(flat_jpeg((255, 55, 100, 255), adobe), 8)[0, 0].tolist() == [255, 55, 100]
+        assert decode(flat_jpeg((255, 255, 255, 0), adobe), 8)[0, 0].tolist() == [0, 0, 0]
+        half = decode(flat_jpeg((200, 100, 50, 128), adobe), 8)[0, 0]
+        np.testing.assert_allclose(half, [100, 50, 25], atol=1)
+    # YCCK holds the RGB of which a level of cyan, magenta or yellow is what is missing to 255.
+    assert decode(flat_jpeg((200, 128, 128, 255), 2), 8)[0, 0].tolist() == [55, 55, 55]
+
+
+def test_progressive_jpegs_are_the_same_picture():
+    image = Image.fromarray(NOISE)
+    baseline, progressive = (encode(image, "JPEG", progressive=on) for on in (False, True))
+    assert baseline != progressive
+    np.testing.assert_array_equal(decode(baseline, 40), decode(progressive, 40))
+
+
+def test_colour_profiles_are_ignored():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for file_format in ("PNG", "TIFF"):
+        assert one(Image.new("RGB", (9, 9), (10, 200, 30)), file_format, icc_profile=profile) == (10, 200, 30)
+
+
+def test_a_webp_is_measured_before_there_is_room_for_it():
+    for options in ({}, {"lossless": True}, {"lossless": True, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}):
+        data = encode(Image.new("RGB", (300, 200)), "WEBP", **options)
+        assert refused(data[:40], max_side=299) is Reason.TOO_LARGE
+        assert refused(data[:40], min_side=201) is Reason.TOO_SMALL
+        assert decode(data, 8, limits=Limits(min_side=200, max_side=300)).shape == (8, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +277,8 @@ def test_truncated_files_are_refused(file_format, options):
     ("data", "reason"),
     [
         (b"", Reason.EMPTY),
-        (b"<!DOCTYPE html><html><body>404</body></html>", Reason.FORMAT),
+        (b"<!DOCTYPE html><html><body>404</body></html>", Reason.HTML),
+        (b"\xef\xbb\xbf\r\n <HTML lang='en'>", Reason.HTML),
         (b"RIFF\x24\0\0\0WAVEfmt ", Reason.FORMAT),
         (b"\x89PNG", Reason.FORMAT),
         (b"\xff\xd8\xff\xe0 and no more", Reason.DAMAGED),
@@ -205,6 +290,21 @@ def test_what_is_no_picture_is_refused(data, reason):
     assert refused(data) is reason
     with pytest.raises(PictureError, match=str(reason)):
         check_header(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (b"\0\0\0\x20ftypavif\0\0\0\0", "AVIF"),
+        (b"%PDF-1.7", "PDF"),
+        (b"<svg xmlns=", "SVG"),
+        (b'{"error": 403}', "JSON"),
+        (b"version https://git-lfs.github.com/spec/v1", "Git LFS"),
+    ],
+)
+def test_a_refusal_says_what_the_file_is(start, name):
+    with pytest.raises(PictureError, match=f"^not a PNG.*{name}"):
+        decode(start, 8)
 
 
 def test_other_formats_are_refused():

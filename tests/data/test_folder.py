@@ -10,6 +10,7 @@ from PIL import Image
 from diffjax.data.decode import Limits
 from diffjax.data.folder import load_folder
 from diffjax.data.loader import make_loader
+from diffjax.data.source import BadExample
 from diffjax.errors import UserError
 
 
@@ -94,8 +95,16 @@ def test_captions_beside_the_pictures(folder):
     assert not source.classes
     assert lines == ["1 files are without a caption:", "  c.webp"]
     (folder / "a.txt").write_bytes(b"a" * 2**17)
-    with pytest.raises(UserError, match=r"a\.txt has more than"):
-        load(folder)
+    (folder / "c.txt").write_bytes("a cat".encode("utf-16"))
+    os.mkfifo(folder / "d.txt")
+    picture(folder / "d.png")
+    source = load(folder)
+    assert source.keys == ["sub/b.jpg"]
+    assert source.rejected == [
+        ("a.png", "the caption has more than 65536 bytes"),
+        ("c.webp", "the caption is not text"),
+        ("d.png", "the caption is not a regular file"),
+    ]
 
 
 def test_metadata_jsonl(folder):
@@ -127,36 +136,90 @@ def test_metadata_csv(folder):
         (b'{"file_name": "../outside.png", "text": "x"}', "outside of its folder"),
         (b'{"file_name": "a/../../outside.png", "text": "x"}', "outside of its folder"),
         (b'{"file_name": "/etc/passwd", "text": "x"}', "outside of its folder"),
-        (b'{"file_name": "a.png", "text": "again"}', "a second time"),
-        (b'{"file_name": "./a.png", "text": "again"}', "a second time"),
-        (b'{"file_name": "b.png"}', "needs texts"),
-        (b'{"file_name": "b.png", "text": 3}', "needs texts"),
-        (b'{"text": "b.png"}', "needs texts"),
+        (b'{"file_name": "a.png", "text": "again"}', "names it twice"),
+        (b'{"file_name": "./a.png", "text": "again"}', "names it twice"),
+        (b'{"file_name": "b.png"}', "needs 'file_name'"),
+        (b'{"file_name": "b.png", "text": 3}', "not text"),
+        (b'{"file_name": "b.png", "text": "a\\u0000b"}', "not text"),
+        (b'{"file_name": "b.png", "text": "' + b"x" * 2**17 + b'"}', "more than 65536 bytes"),
+        (b'{"text": "b.png"}', "needs 'file_name'"),
         (b'["a.png", "x"]', "not a JSON object"),
         (b'{"file_name": ', "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b"\xff\xfe", "not valid JSON"),
-        (b" " * 2**20 + b"{}", "more than 1048576 bytes"),
+        (b" " * 2**22 + b"{}", "more than 1048576 bytes"),
     ],
 )
-def test_metadata_that_is_wrong(folder, line, message):
-    picture(folder / "a.png")
-    (folder / "metadata.jsonl").write_bytes(b'{"file_name": "a.png", "text": "x"}\n\n' + line)
-    with pytest.raises(UserError, match=message) as error:
-        load(folder)
-    assert "Line 3 of" in str(error.value)
+def test_a_line_of_a_table_that_is_wrong_is_left_out(folder, line, message):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(folder / name)
+    table = folder / "metadata.jsonl"
+    good = [f'{{"file_name": "{name}", "text": "{name} x"}}'.encode() for name in ("a.png", "c.png")]
+    table.write_bytes(b"\n".join([good[0], b"", line, good[1]]))
+    source = load(folder)
+    assert source.keys == ["a.png", "c.png"]
+    assert source.captions == ["a.png x", "c.png x"]
+    [(key, reason)] = source.rejected
+    assert message in reason
+    assert key in ("metadata.jsonl:3", "a.png", "b.png")
+    table.write_bytes(line + b"\n" + line)
+    if b"again" not in line:
+        with pytest.raises(UserError, match=f"No line of .*{message}"):
+            load(folder)
 
 
 @pytest.mark.parametrize(
-    ("rows", "message"),
-    [("a.png,x,y\n", "needs texts"), ('a.png,"' + "x" * 200_000, "not valid CSV"), ("../a.png,x", "outside")],
+    ("row", "message"),
+    [
+        ('b.png,"' + "x" * 200_000 + '"\n', "not valid CSV"),
+        ("b.png," + "x" * 2**21 + "\n", "more than 1048576"),
+        ("b.png," + "x" * 2**16 + "x\n", "more than 65536"),
+        ("b.png,a\0b\n", "not text"),
+        ("../a.png,x\n", "outside"),
+    ],
 )
-def test_csv_that_is_wrong(folder, rows, message):
+def test_a_row_of_a_csv_that_is_wrong_is_left_out(folder, row, message):
+    for name in ("a.png", "b.png", "c.png"):
+        picture(folder / name)
+    (folder / "metadata.csv").write_text("file_name,text\na.png,x\n" + row + "c.png,y\n")
+    source = load(folder)
+    assert source.keys == ["a.png", "c.png"]
+    [(_, reason)] = source.rejected
+    assert message in reason
+
+
+def test_a_csv_without_captions_is_refused(folder):
     picture(folder / "a.png")
-    header = "file_name,size\n" if message == "needs texts" else "file_name,text\n"
-    (folder / "metadata.csv").write_text(header + rows)
-    with pytest.raises(UserError, match=f"Line .*{message}"):
+    (folder / "metadata.csv").write_text("file_name,size\na.png,3\n")
+    with pytest.raises(UserError, match=r"No line of .*metadata\.csv:2: .*needs 'file_name'"):
         load(folder)
+
+
+RTL = "\u05d7\u05ea\u05d5\u05dc \u200fcat\u202e \u0642\u0637\u0629"
+
+
+@pytest.mark.parametrize(
+    ("written", "caption"),
+    [
+        (b"", ""),
+        (b" \n\t", ""),
+        (b"\xef\xbb\xbfa cat\r\n", "a cat"),
+        (b"caf\xe9", "caf\ufffd"),
+        (b"two\nlines", "two\nlines"),
+        (b"x" * 2**16, "x" * 2**16),
+        (b"x" * (2**16 + 1), None),
+        (b"x" * 2**20, None),
+        (b"a\0b", None),
+        (RTL.encode(), RTL),
+    ],
+)
+def test_captions_that_are_unusual(folder, written, caption):
+    picture(folder / "a.png")
+    picture(folder / "b.png")
+    (folder / "a.txt").write_bytes(written)
+    source = load(folder)
+    assert source.captions == ([caption, ""] if caption is not None else [""])
+    assert len(source.rejected) == (caption is None)
 
 
 def test_links_are_followed_within_the_folder_alone(folder):
@@ -198,11 +261,12 @@ def test_files_that_are_no_pictures_are_named(folder):
         "5 files are left out:",
         "  broken.gif: not a regular file",
         "  empty.png: the file is empty",
-        "  page.jpg: not a PNG, JPEG, WebP, GIF, BMP or TIFF file",
+        "  page.jpg: the file is a web page, not a picture",
         "  pipe.png: not a regular file",
         "  wide.png: the picture is too long and narrow (200x10 pixels)",
         f"The pictures of {folder} have no captions.",
     ]
+    assert source.rejected[-1] == ("wide.png", "the picture is too long and narrow")
     assert load(folder, limits=Limits(max_aspect=20)).keys == ["good.png", "wide.png"]
     with pytest.raises(UserError, match="no pictures"):
         load(folder, limits=Limits(max_bytes=10))
@@ -225,11 +289,12 @@ def test_a_picture_that_fails_later_is_an_error_that_names_it(folder):
     (folder / "b.png").write_bytes(data[: len(data) // 2])
     source = load(folder)
     assert source.keys == ["a.png", "b.png", "c.png"]
-    with pytest.raises(UserError, match=r"b\.png .* truncated or damaged"):
+    with pytest.raises(BadExample, match=r"b\.png: .* truncated or damaged") as error:
         source[1]
+    assert (error.value.key, error.value.reason) == ("b.png", "the file is truncated or damaged")
     assert source[2].key == "c.png"
     (folder / "c.png").unlink()
-    with pytest.raises(UserError, match=r"c\.png .* No such file"):
+    with pytest.raises(BadExample, match=r"c\.png: .* No such file"):
         source[2]
 
 
@@ -255,6 +320,30 @@ def test_the_background_is_seen(folder):
     Image.new("RGBA", (9, 9), (0, 0, 0, 0)).save(folder / "a.png")
     assert reds(load(folder)) == [255]
     assert reds(load(folder, background=(3, 2, 1))) == [3]
+
+
+def test_animations_are_left_out_where_that_is_asked_for(folder):
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "lime")]
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
+    picture(folder / "b.png", 7)
+    assert reds(load(folder)) == [255, 7]
+    source = load(folder, animated="reject")
+    assert source.keys == ["b.png"]
+    assert source.rejected == [("a.gif", "the picture is animated, or has several pages")]
+    with pytest.raises(UserError, match=r"data\.animated"):
+        load(folder, animated="last")
+
+
+def test_the_name_of_a_file_does_not_say_what_it_is(folder):
+    picture(folder / "a.png", 50)
+    (folder / "a.png").rename(folder / "a.JPG")
+    source = load(folder)
+    assert reds(source) == [50]
+    assert source.size(0) == (9, 9)
+    stamps = source.stamps
+    os.utime(folder / "a.JPG", ns=(1, 1))
+    assert load(folder).stamps != stamps
+    assert source.read(0) == (folder / "a.JPG").read_bytes()
 
 
 def test_batches(folder):

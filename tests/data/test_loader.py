@@ -4,8 +4,10 @@ import threading
 import numpy as np
 import pytest
 
+from diffjax.data.checked import without
 from diffjax.data.loader import make_loader
-from diffjax.data.source import Example
+from diffjax.data.rejects import Rejects
+from diffjax.data.source import BadExample, Example
 from diffjax.data.transforms import random_crop, resize
 from diffjax.errors import UserError
 
@@ -45,6 +47,31 @@ def assert_equal(batches, others):
 
 def indices(batches):
     return np.concatenate([batch["index"] for batch in batches]).tolist()
+
+
+BAD = (0, 5, 6, 7, 20, 36)
+
+
+class Partly(Numbered):
+    """Some of its pictures cannot be used."""
+
+    labels, classes = (), ()
+
+    def __getitem__(self, i):
+        if i in BAD:
+            raise BadExample(self.keys[i], "truncated")
+        return super().__getitem__(i)
+
+
+def substitute(i):
+    while i in BAD:
+        i = (i + 1) % SIZE
+    return i
+
+
+def partly(rejects=None, **options):
+    rejects = Rejects() if rejects is None else rejects
+    return make_loader(Partly(), **{"batch_size": 6, "seed": 0, "rejects": rejects} | options)
 
 
 def test_batches_hold_images_and_their_places():
@@ -119,6 +146,88 @@ def test_a_position_does_not_depend_on_the_number_of_processes():
 def test_a_batch_may_be_larger_than_the_source():
     order = indices(take(loader(batch_size=100), 2))
     assert sorted(order[:SIZE]) == sorted(order[SIZE : 2 * SIZE]) == list(range(SIZE))
+
+
+@pytest.mark.parametrize("num_threads", [0, 8])
+@pytest.mark.parametrize("rows", [range(6), [0, 1], [2, 3, 4], [5]])
+def test_the_places_of_bad_examples_are_taken_by_the_next_usable_ones(num_threads, rows):
+    """The same for every number of threads and processes; the index is that of the picture."""
+    options = {"transforms": [random_crop(8)], "num_threads": num_threads, "rows": rows}
+    batches = take(partly(**options), 3 * SIZE)
+    order = indices(take(loader(batch_size=6, rows=rows), 3 * SIZE))
+    assert indices(batches) == [substitute(i) for i in order]
+    for batch in batches:
+        assert batch["image"].shape == (len(rows), 8, 8, 3)
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
+
+
+def test_a_resumed_loader_replaces_bad_examples_alike(tmp_path):
+    options = {"transforms": [random_crop(4)], "num_threads": 3, "prefetch": 4}
+    original = partly(Rejects(tmp_path), **options)
+    take(original, 4)
+    state = original.get_state()
+    expected = take(original, 20)
+    resumed = partly(Rejects(tmp_path, resumed=True), **options)
+    resumed.set_state(state)
+    assert_equal(take(resumed, 20), expected)
+
+
+def test_without_what_is_known_to_be_bad_it_is_the_loader_of_the_others():
+    class Survivors(Numbered):
+        """The pictures that can be used, and no others."""
+
+        def __init__(self):
+            self.captions = self.keys = self.concepts = self.styles = [
+                str(i) for i in range(SIZE) if i not in BAD
+            ]
+
+        def __getitem__(self, i):
+            return Numbered()[int(self.keys[i])]
+
+    options = {"batch_size": 6, "seed": 3, "transforms": [random_crop(4)]}
+    left = without(Partly(), np.isin(np.arange(SIZE), BAD))
+    found, others = make_loader(left, **options), make_loader(Survivors(), **options)
+    assert_equal(take(found, 20), take(others, 20))
+    assert found.get_state() == others.get_state()
+
+
+def test_a_bad_example_is_an_error_where_nobody_notes_it():
+    with pytest.raises(BadExample):
+        take(make_loader(Partly(), batch_size=6, seed=0), SIZE)
+
+
+def test_too_many_bad_examples_end_the_iterator():
+    with pytest.raises(UserError, match=r"max_rejects=0.01"):
+        take(partly(Rejects(max_share=0.01)), SIZE)
+
+
+class Renamed(Numbered):
+    """As many examples, under other names."""
+
+    def __init__(self):
+        super().__init__()
+        self.keys = [f"new {key}" for key in self.keys]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (Numbered(36), "37 examples could be used then, and 36 now"),
+        (Renamed(), "names, captions or resolution"),
+    ],
+)
+def test_a_position_in_other_data_is_refused(source, words):
+    state = json.loads(json.dumps(loader().get_state()))
+    assert state["source"]["examples"] == SIZE
+    with pytest.raises(UserError, match=f"data have changed since this run was saved: .*{words}"):
+        make_loader(source, batch_size=5, seed=0).set_state(state)
+
+
+def test_a_position_that_says_nothing_of_its_data_is_accepted():
+    original, resumed = loader(), loader()
+    take(original, 3)
+    resumed.set_state({"next_index": 15})
+    assert_equal(take(resumed, 3), take(original, 3))
 
 
 def test_transforms_are_applied_in_order():

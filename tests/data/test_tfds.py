@@ -11,7 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from diffjax.data import captions
 from diffjax.data.loader import make_loader
+from diffjax.data.source import BadExample
 from diffjax.data.tfds import load_tfds
 from diffjax.errors import UserError
 
@@ -259,8 +261,19 @@ def test_a_folder_that_is_damaged(load, prepared, tmp_path):
 
 def test_a_picture_that_cannot_be_decoded(load):
     source = load(image="mask", caption="title")
-    with pytest.raises(UserError, match=r"train/2/0 of pets-1\.0\.0-train: not a PNG"):
+    with pytest.raises(BadExample, match=r"train/2: pets-1\.0\.0-train: not a PNG") as error:
         source[2]
+    assert error.value.key == source.keys[2] == "train/2"
+
+
+def test_a_caption_that_is_refused_does_not_stop_the_others(load, monkeypatch):
+    monkeypatch.setattr(captions, "MAX_TEXT", 4)
+    source = load()
+    assert sorted(source.captions) == ["", "", "one", "x", "y", "z"]
+    assert len(source.rejected) == 2  # of six bytes with a space and a line's end, and of five
+    for key, reason in source.rejected:
+        assert key.startswith("train/")
+        assert "the caption has more than" in reason
 
 
 def test_batches(load):
