@@ -10,13 +10,14 @@ from ml_collections import ConfigDict
 from diffjax import stage as stages
 from diffjax import workdir as workdirs
 from diffjax.cascade import Cascade, encode_prompts, generate, image_keys, open_cascade
+from diffjax.data.rejects import Rejects
 from diffjax.data.source import Source
 from diffjax.data.transforms import downsample
 from diffjax.diffusion import resizing
 from diffjax.errors import UserError
 from diffjax.evaluation.grids import sheet, write_png
 from diffjax.evaluation.retrieval import Retrieval, nearest_pictures, retrieval, shuffled
-from diffjax.experiment import build_source
+from diffjax.experiment import build_source, usable_examples
 from diffjax.parallel import hosts
 from diffjax.parallel.mesh import check_batch
 
@@ -51,7 +52,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
         results = _known(workdir, identity)
         missing = hosts.anywhere(np.array(results is None))  # in one process, and all sample again
         if results is None or missing:
-            train = build_source(cascade.stages[0].config.data, log=print)
+            train = _open(cascade)
             results = {
                 split: evaluate_split(config, cascade, train, split, workdir)
                 for split in config.evaluate.splits
@@ -74,7 +75,7 @@ def evaluate_split(
     """Sample captions of a split, score them and write their sheet."""
     base, final = cascade.stages[0], cascade.stages[-1]
     data = base.config.data
-    source = train if split == data.split else build_source(data, split=split, log=print)
+    source = train if split == data.split else _open(cascade, split)
     count = min(config.evaluate.num_prompts, len(source))
     chosen = [i * len(source) // count for i in range(count)]
     captions = [source.captions[i] for i in chosen]
@@ -100,6 +101,13 @@ def evaluate_split(
         write_png(workdir / name, picture, {"seed": str(config.seed), "split": split})
         _write_all(workdir / f"samples-{split}", images[-1], captions, final.name)
     return SplitResult(score, control, name)
+
+
+def _open(cascade: Cascade, split: str | None = None) -> Source:
+    """The pictures of a split that can be used; all are decoded for retrieval anyway."""
+    config = cascade.stages[0].config
+    source = build_source(config.data, split=split, log=print)
+    return usable_examples(config, source, Rejects(), decode=True, log=print)
 
 
 def _sheet(

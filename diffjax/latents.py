@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,19 +23,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffjax.data.latent_cache import DTYPE, FORMAT_VERSION, LatentCache
+from diffjax.data.progress import progress
 from diffjax.data.source import Source
 from diffjax.data.transforms import resize
 from diffjax.errors import UserError
 from diffjax.interop.autoencoder import FAMILIES
 from diffjax.interop.model import Network, open_network
-from diffjax.interop.store import read_json
 from diffjax.parallel.mesh import batch_sharding, make_mesh, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.stage import Stage, to_model_range
+from diffjax.untrusted import read_json
 
 # Pictures that each device encodes at a time: at 512 px, one layer's activations are 1 GiB.
 _PER_DEVICE = 8
-_SECONDS_PER_LINE = 30.0
 # Pictures whose pixels are part of a cache's name: another folder may have files of the same names.
 _LOOKED_AT = 64
 
@@ -143,7 +142,7 @@ def cache_latents(
             f"({cache.num_bytes(total) / 1e6:,.0f} MB)."
         )
         encode, size = _batch_encoder(network, mirrored=bool(views))
-        report = _progress(log, total)
+        report = progress(log, total, "pictures encoded")
         with ThreadPoolExecutor(max(config.data.num_threads, 1)) as pool:
             for shard in missing:
                 batches = _read_ahead(pool, picture, cache.places(shard), size)
@@ -258,18 +257,3 @@ def _encoded(
             yield from finished()
     while waiting:
         yield from finished()
-
-
-def _progress(log: Callable[[str], None], total: int) -> Callable[[int], None]:
-    """A function that is told how many more pictures are done, and says so now and then."""
-    begun = said = time.monotonic()
-    done = 0
-
-    def report(more: int) -> None:
-        nonlocal done, said
-        done, now = done + more, time.monotonic()
-        if now - said >= _SECONDS_PER_LINE:
-            rate, said = done / (now - begun), now
-            log(f"{done:,} of {total:,} pictures encoded, {rate:.1f} a second.")
-
-    return report

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from diffjax.config import is_cascade, nearest
 from diffjax.errors import UserError
 
-MODES = ("auto", "train", "sample", "evaluate", "plan")
-INTERRUPTED = 75  # EX_TEMPFAIL: run the same command again
+MODES = ("auto", "train", "sample", "evaluate", "plan", "data", "checkpoint")
 FAILED = 2
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or one like them.")
@@ -31,8 +30,9 @@ _MODE = flags.DEFINE_enum(
     MODES,
     "train: train the stage, or those stages of a cascade that it brings along. sample: images for "
     "config.prompts. evaluate: a sheet and caption retrieval. plan: what memory, traffic and time it "
-    "would take. auto: train what there is to train; then evaluate a cascade that was trained, sample one "
-    "that was not.",
+    "would take. data: check every picture and caption. checkpoint: list, verify, export or average what "
+    "a run has saved (--action). auto: train what there is to train; then evaluate a cascade that was "
+    "trained, sample one that was not.",
 )
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
@@ -47,6 +47,22 @@ _BATCH = flags.DEFINE_string(
 )
 _PROGRAM = flags.DEFINE_enum("program", "train", ("train", "sample"), "Of --mode=plan: which program.")
 _JSON = flags.DEFINE_bool("json", False, "Of --mode=plan: print JSON.")
+_ACTION = flags.DEFINE_enum(
+    "action",
+    "list",
+    ("list", "verify", "export", "average", "reshard"),
+    "Of --mode=checkpoint: list what --workdir holds; verify its files and arrays; export parameters as "
+    "safetensors; average: export the moving average of the width --sigma_rel; reshard: write the checkpoint "
+    "anew as a run of its own, with whole arrays.",
+)
+_STEP = flags.DEFINE_integer("step", None, "Of --mode=checkpoint: the checkpoint's; the newest if unset.")
+_OUTPUT = flags.DEFINE_string("output", None, "Of --mode=checkpoint: the folder that is written.")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", "ema", ("ema", "params"), "Of --mode=checkpoint: the averaged parameters, or the last ones."
+)
+_SIGMA_REL = flags.DEFINE_float(
+    "sigma_rel", None, "Of --mode=checkpoint: the width of the average, relative to the length of training."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -61,6 +77,11 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this proce
 def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     """Do what `mode` says; see its flag."""
     # Imported here, so that a wrong flag is answered before jax is loaded.
+    if mode == "data":
+        from diffjax.check_data import check_data
+
+        check_data(config, workdir)
+        return
     if not is_cascade(config):
         if mode in ("sample", "evaluate"):
             raise UserError(
@@ -93,11 +114,16 @@ def main(argv: list[str]) -> int:
     """Run the program; returns the exit status."""
     if len(argv) > 1:
         return _fail(f"unknown argument {argv[1]!r}: settings are given as --config.key=value.")
+    if _MODE.value == "checkpoint":
+        return _checkpoint()
+    foreign = [flag.name for flag in (_ACTION, _STEP, _OUTPUT, _WEIGHTS, _SIGMA_REL) if flag.present]
+    if foreign:
+        return _fail(f"--{foreign[0]} is of --mode=checkpoint; it means nothing here.")
     if _CONFIG.value is None:
         return _fail("--config is missing; try --config=configs/quickstart.py.")
     # How the program stops is part of what is not to be imported for a wrong flag.
     from diffjax.parallel import hosts
-    from diffjax.train import Interrupted
+    from diffjax.training.interrupt import INTERRUPTED, Interrupted
 
     path = Path(flags.FLAGS["config"].config_filename)  # type: ignore[attr-defined]
     name = path.name.replace(".py:", "-").removesuffix(".py").replace("/", "-")
@@ -132,6 +158,26 @@ def main(argv: list[str]) -> int:
         status = 1
     hosts.leave(status)
     return status
+
+
+def _checkpoint() -> int:
+    """Mode `checkpoint`, which needs no configuration; returns the exit status."""
+    if _WORKDIR.value is None:
+        return _fail("--mode=checkpoint wants the folder of a run: give --workdir=RUN.")
+    from diffjax.checkpoint import checkpoint
+
+    try:
+        checkpoint(
+            Path(_WORKDIR.value).expanduser(),
+            _ACTION.value,
+            step=_STEP.value,
+            output=None if _OUTPUT.value is None else Path(_OUTPUT.value).expanduser(),
+            weights=_WEIGHTS.value,
+            sigma_rel=_SIGMA_REL.value,
+        )
+        return 0
+    except UserError as error:
+        return _fail(str(error))
 
 
 def parse(argv: list[str]) -> list[str]:

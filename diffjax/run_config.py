@@ -1,18 +1,23 @@
 """The configuration that is kept beside a run, as JSON, and what a later one may change."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffjax.config import stage_config
 from diffjax.errors import UserError
+from diffjax.untrusted import read_json
 
 FILE = "config.json"
+_MAX_BYTES = 2**20
+_MAX_INT = 2**53  # no number of a run comes near, and larger ones overflow where they are used
 
 # Keys that may differ when a run is resumed: they change what is seen or where, not what is learnt.
 FREE_KEYS: tuple[str, ...] = ("log_every", "mesh", "attention", "accumulate", "optimizer.offload")
-FREE_KEYS += ("checkpoint", "preview", "data.cache_dir", "data.num_threads")
+FREE_KEYS += ("checkpoint", "recovery", "preview", "data.cache_dir", "data.num_threads", "data.max_rejects")
 
 
 def to_json(config: ConfigDict) -> str:
@@ -20,23 +25,29 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(json.loads(config.to_json_best_effort()), indent=2, sort_keys=True) + "\n"
 
 
+def from_dict(values: dict[str, Any]) -> ConfigDict:
+    """A configuration from what `to_json` says."""
+    return ConfigDict(_tuples(values))
+
+
 def load(workdir: Path) -> ConfigDict:
-    """The configuration that is kept in a working directory.
+    """The stage's configuration that is kept in a working directory, which may be a stranger's.
+
+    Further keys are data like others; nothing is run. Missing keys get their defaults if they change nothing
+    that is learnt, for they may be newer than the run.
 
     Raises:
-      UserError: there is none, or it cannot be read.
+      UserError: there is none, it cannot be read, or a value is missing or of another type than it should be.
     """
     path = workdir / FILE
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run: there is no {FILE} in it.")
     try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-        return ConfigDict(_tuples(values))
-    except FileNotFoundError:
-        raise UserError(f"{workdir} holds no run: there is no {FILE} in it.") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+        config = from_dict(read_json(path, _MAX_BYTES))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # keys that none can have
+        raise UserError(f"{path} cannot be read: {error!s:.300}.") from error
+    _check_types(config, stage_config(), path)
+    return config
 
 
 def keep(config: ConfigDict, workdir: Path, *, started: bool) -> None:
@@ -77,12 +88,44 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
         )  # a decaying learning rate depends on the length of the run, a constant one does not
     lines = []
     for key in sorted(before.keys() | after.keys()):
-        if any(key == name or key.startswith(name + ".") for name in free):
+        if _is_free(key, free):
             continue
         was, now = before.get(key, "(absent)"), after.get(key, "(absent)")
         if was != now:
             lines.append(f"  {key}: {was!r} there, {now!r} now")
     return lines
+
+
+def _check_types(config: ConfigDict, template: ConfigDict, path: Path, prefix: str = "") -> None:
+    """Refuse values that are not of the template's types."""
+    for key, default in template.items():
+        name = prefix + key
+        if key not in config:
+            if key != "name" and config.get("name") != template.get("name"):
+                continue  # another entry of a table, such as of `ema.name`, takes other keys
+            if not _is_free(name, (*FREE_KEYS, "data")):
+                raise UserError(f"{path}: has no {name}; it is damaged, or of another version of diffjax.")
+            config[key] = default
+        value = config[key]
+        number = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INT
+        if isinstance(default, float):
+            fits = number or isinstance(value, float)
+        elif type(default) is int:
+            fits = number
+        else:
+            fits = default is None or isinstance(value, type(default))
+        if fits and isinstance(default, tuple) and default:
+            fits = all(isinstance(inner, type(default[0])) for inner in value)
+        if not fits:
+            kind = "group of keys" if isinstance(default, ConfigDict) else type(default).__name__
+            raise UserError(f"{path}: {name} is {str(value)!r:.80}; expected a {kind}.")
+        if isinstance(default, ConfigDict):
+            _check_types(value, default, path, f"{name}.")
+
+
+def _is_free(key: str, free: Iterable[str]) -> bool:
+    """Whether a key is one of these, or a part of one."""
+    return any(key == name or key.startswith(name + ".") for name in free)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -48,3 +48,37 @@ def trained(cache_dir, tmp_path_factory) -> Path:
     done = program.start(workdir, cache_dir)
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, cache_dir, tmp_path):
+    """Calls the program with the tiny configuration; returns exit status and what was printed."""
+
+    def call(*extra, workdir=tmp_path / "run"):
+        capsys.readouterr()
+        status = program.call(monkeypatch, *program.arguments(workdir, cache_dir, *extra))
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def fails(run):
+    """Calls the program, which must fail in at most three lines; returns them."""
+
+    def call(*extra, **options):
+        status, _, text = run(*extra, **options)
+        assert status == 2, text
+        assert text.startswith("error: ")
+        assert 1 <= len(text.splitlines()) <= 3
+        assert "Traceback" not in text
+        return text
+
+    return call
+
+
+@pytest.fixture
+def own(trained, tmp_path):
+    """A copy of the trained cascade that a test may change; where `run` and `fails` work."""
+    return shutil.copytree(trained, tmp_path / "run")

@@ -1,5 +1,6 @@
 """Runs the program with the tiny configuration: in this process, or in one of its own that can be killed."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,32 +10,43 @@ from absl import flags
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "tests" / "configs" / "tiny.py"
+TINY_STAGE = ROOT / "tests" / "configs" / "tiny_stage.py"
 
 # Runs diffjax.main, but first arranges for a signal: argv is WHERE COUNT DELAY SIGNAL and then the program's.
 # WHERE is a function, "module:Class.name" or "module:name"; the signal comes DELAY seconds after its COUNT-th
 # call.
 DRIVER = """
-import importlib, os, runpy, sys, threading
+import os, runpy, sys, threading
+sys.path.insert(0, "tests")
+from program import after
 where, count, delay, number = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
 sys.argv = ["diffjax", *sys.argv[5:]]
-module, _, name = where.partition(":")
-owner = importlib.import_module(module)
-*path, name = name.split(".")
-for part in path:
-    owner = getattr(owner, part)
-function, calls = getattr(owner, name), []
-def wrapped(*args, **kwargs):
-    result = function(*args, **kwargs)
-    calls.append(1)
-    if len(calls) == count:
-        if delay:
-            threading.Timer(delay, os.kill, (os.getpid(), number)).start()
-        else:
-            os.kill(os.getpid(), number)
-    return result
-setattr(owner, name, wrapped)
+def signal(result, calls):
+    if calls == count and delay:
+        threading.Timer(delay, os.kill, (os.getpid(), number)).start()
+    elif calls == count:
+        os.kill(os.getpid(), number)
+after(where, signal)
 runpy.run_module("diffjax.main", run_name="__main__")
 """
+
+
+def after(where, do):
+    """From now on, call `do(result, how many calls)` after each call of a function; see DRIVER."""
+    module, _, name = where.partition(":")
+    owner = importlib.import_module(module)
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    function, calls = getattr(owner, name), []
+
+    def wrapped(*args, **kwargs):
+        result = function(*args, **kwargs)
+        calls.append(1)
+        do(result, len(calls))
+        return result
+
+    setattr(owner, name, wrapped)
 
 
 def arguments(workdir, cache_dir, *extra):
@@ -47,20 +59,25 @@ def environment():
     return kept | {"PYTHONPATH": str(ROOT)}
 
 
-def start(workdir, cache_dir, *extra, signal=None):
-    """Run the program in a process of its own; `signal` is (where, count, delay, number), see DRIVER."""
+def start(workdir, cache_dir, *extra, signal=None, code="", config=TINY, prefix=(), **options):
+    """Run the program in a process of its own.
+
+    `signal` is (where, count, delay, number), see DRIVER; `code` is run before the program, in its process;
+    `prefix` is a command that runs the rest of its arguments.
+    """
     command = [sys.executable, "-m", "diffjax.main"]
+    if code:
+        prelude = 'import sys\nsys.path.insert(0, "tests")\nsys.argv[0] = "diffjax"\n'
+        run = '\nimport runpy\nrunpy.run_module("diffjax.main", run_name="__main__")\n'
+        command = [sys.executable, "-c", prelude + code + run]
     if signal is not None:
         command = [sys.executable, "-c", DRIVER, *(str(value) for value in signal)]
-    return subprocess.run(
-        [*command, *arguments(workdir, cache_dir, *extra)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    argv = arguments(workdir, cache_dir, *extra)
+    if config != TINY:
+        argv = [f"--config={config}", f"--workdir={workdir}", f"--config.data.cache_dir={cache_dir}", *extra]
+    options = {"timeout": 300, "env": environment(), **options}
+    command = [*prefix, *command, *argv]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 def call(monkeypatch, *argv):

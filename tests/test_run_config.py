@@ -25,8 +25,7 @@ def test_a_kept_configuration_is_loaded_as_it_was(tmp_path):
 
 
 def test_references_are_resolved(tmp_path):
-    config = configs.cascade_config()
-    config.steps = 5
+    config = stage(steps=5)
     config.twice = config.get_ref("steps") * 2
     run_config.keep(config, tmp_path, started=False)
     assert run_config.load(tmp_path).twice == 10
@@ -91,7 +90,7 @@ def test_a_folder_without_a_run_is_named(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"a.b": 1}', b"null"])
 def test_a_file_that_is_no_configuration_is_named(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json( cannot be read|: )"):
         run_config.load(tmp_path)
 
 

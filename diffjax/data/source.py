@@ -52,6 +52,11 @@ class Source(Protocol):
       captions: one text per picture, in the order of the pictures; so are `keys`, `concepts` and `styles`.
       labels: the class of each picture, an index into `classes`; empty if the source has no classes.
       classes: the names of the classes, the same in every split; empty if there are none.
+
+    A source may also have `rejected`, pairs of key and reason of examples that were found bad when it was
+    opened and are not among the others; `stamps`, the size and time of change of each example's file, by
+    which a check of it is known to be out of date; and `size(i)`, the width and height of example `i` as its
+    file says.
     """
 
     name: str

@@ -40,6 +40,27 @@ def square_grid(images: Sequence[np.ndarray], columns: int | None = None) -> np.
     return grid([images[i : i + columns] for i in range(0, len(images), columns)])
 
 
+def contact_sheet(
+    pictures: Sequence[tuple[np.ndarray, str]], *, side: int = 128, columns: int = 8
+) -> np.ndarray:
+    """Pictures in reading order, each above its caption's beginning: uint8 `[height, width, 3]`.
+
+    Args:
+      pictures: (image, caption); images of any square size.
+      side: side of a picture on the sheet, in pixels.
+      columns: how many stand side by side.
+    """
+    cell, row_height = side + _GAP, side + _GAP + _LABEL_HEIGHT
+    rows = -(-len(pictures) // columns)
+    canvas = Image.new("RGB", (min(columns, len(pictures)) * cell + _GAP, rows * row_height + _GAP), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(11)
+    for number, (image, caption) in enumerate(pictures):
+        top, left = _GAP + number // columns * row_height, _GAP + number % columns * cell
+        canvas.paste(Image.fromarray(image).resize((side, side)), (left, top))
+        draw.text((left, top + side + 1), _fit(caption, font, side), fill="dimgray", font=font)
+    return np.asarray(canvas)
+
+
 def sheet(
     headers: Sequence[str], rows: Sequence[tuple[str, Sequence[np.ndarray]]], side: int, *, blocks: int = 1
 ) -> np.ndarray:

@@ -1,5 +1,6 @@
 """From a configuration to objects: the only place that turns names into functions."""
 
+from diffjax.experiment.examples import find_bad, open_rejects, usable_examples
 from diffjax.experiment.inputs import (
     AddText,
     build_encoder,
@@ -47,9 +48,12 @@ __all__ = [
     "check_sampler",
     "choose",
     "example_inputs",
+    "find_bad",
     "null_zeros",
+    "open_rejects",
     "text_widths",
     "to_cond",
+    "usable_examples",
     "with_text_length",
     "without_foreign",
 ]

@@ -39,7 +39,7 @@ from diffjax.nn.uncertainty import Uncertainty
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.training import ema
 from diffjax.training.optimizer import OPTIMIZERS, learning_rate_schedule
-from diffjax.training.step import make_train_step
+from diffjax.training.step import make_train_step, skip_bad
 
 MODELS = {
     "dit": DiT,
@@ -148,7 +148,7 @@ def build_stage(config: ConfigDict, *, text_embed: int = 0, pooled_embed: int = 
 
     try:
         boxed = jax.eval_shape(init, jax.random.key(0))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError, IndexError) as error:  # such as of a size that is 0
         raise UserError(f"model: {error}") from error
     history = resampling.init() if diffusion.resample else None
     return StageModel(stage, lambda key: unbox(init(key)), logical_axes(boxed), unbox(boxed), history)
@@ -250,7 +250,7 @@ def build_update(
     accumulate: int = 1,
 ) -> Any:
     """The update of a stage, not yet compiled: `(state, batch, key) -> (state, metrics)`."""
-    return make_train_step(
+    step = make_train_step(
         functools.partial(stages.draw, stage),
         functools.partial(stages.loss, stage),
         optimizer,
@@ -259,6 +259,7 @@ def build_update(
         project=magnitude.normalised,
         accumulate=accumulate,
     )
+    return skip_bad(step)
 
 
 def build_ema(config: ConfigDict) -> ema.Decay:

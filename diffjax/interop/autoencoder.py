@@ -20,7 +20,9 @@ def build(config: Mapping[str, Any], store: Store) -> Autoencoder:
     """The module of a config.json."""
     channels = config.get("block_out_channels", [64])
     if not isinstance(channels, list) or not 1 <= len(channels) <= 16:
-        raise UserError(f"config.json: block_out_channels is {channels!r}; expected a width for each level.")
+        raise UserError(
+            f"config.json: block_out_channels is {channels!r:.80}; expected a width for each level."
+        )
     channels = tuple(number({"block_out_channels": width}, "block_out_channels") for width in channels)
     for key, kind in (("down_block_types", _DOWN), ("up_block_types", _UP)):
         require({key: config.get(key, [kind])}, **{key: [kind] * len(channels)})
@@ -139,7 +141,7 @@ def _res_block(theirs: str, ours: str, first: int = 0) -> list[Row]:
 def _flag(config: Mapping[str, Any], key: str) -> bool:
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise UserError(f"config.json: {key} is {value!r}; expected true or false.")
+        raise UserError(f"config.json: {key} is {value!r:.80}; expected true or false.")
     return value is not False
 
 
@@ -153,7 +155,7 @@ def _real(config: Mapping[str, Any], key: str, default: float, *, divisor: bool 
         or (divisor and not value)
     ):
         expected = "a finite number, not 0" if divisor else "a finite number"
-        raise UserError(f"config.json: {key} is {value!r}; expected {expected}.")
+        raise UserError(f"config.json: {key} is {value!r:.80}; expected {expected}.")
     return float(value)
 
 
@@ -162,7 +164,7 @@ def _factors(config: Mapping[str, Any], key: str, count: int) -> tuple[float, ..
     if values is None:
         return ()
     if not isinstance(values, list) or len(values) != count:
-        raise UserError(f"config.json: {key} is {values!r}; expected {count} numbers, one a channel.")
+        raise UserError(f"config.json: {key} is {values!r:.80}; expected {count} numbers, one a channel.")
     return tuple(_real({key: value}, key, 0.0, divisor=key == "latents_std") for value in values)
 
 

@@ -42,7 +42,7 @@ def _module(config: Mapping[str, Any]) -> DiT:
     if kind is None:
         kind = {name: kind for kind, name in _NORM_TYPES.items()}.get(str(config.get("_class_name")))
     if kind not in _NORM_TYPES:
-        raise UserError(f"config.json: norm_type is {kind!r}; expected {' or '.join(_NORM_TYPES)}.")
+        raise UserError(f"config.json: norm_type is {kind!r:.80}; expected {' or '.join(_NORM_TYPES)}.")
     pixart = kind == "ada_norm_single"
     require(
         config,
@@ -171,7 +171,7 @@ def _config(module: DiT) -> dict[str, Any]:
         mine, theirs = getattr(module, field.name), getattr(again, field.name)
         if field.name not in _FREE and mine != theirs:
             kind = _NORM_TYPES[str(config["norm_type"])]
-            raise UserError(f"{field.name} is {mine!r}; in a {kind} of diffusers it is {theirs!r}.")
+            raise UserError(f"{field.name} is {mine!r:.80}; in a {kind} of diffusers it is {theirs!r:.80}.")
     return config
 
 

@@ -35,7 +35,7 @@ def _build(config: Mapping[str, Any], store: Store) -> Flux:
         or sum(rope_dims) != head_dim
     ):
         raise UserError(
-            f"config.json: axes_dims_rope is {rope_dims!r}; expected three even numbers whose sum is "
+            f"config.json: axes_dims_rope is {rope_dims!r:.80}; expected three even numbers whose sum is "
             f"attention_head_dim, {head_dim}."
         )
     return Flux(

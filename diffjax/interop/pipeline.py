@@ -1,7 +1,7 @@
 """A public checkpoint as a whole: which networks it has, where they lie, and how it is sampled."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from diffjax.interop.families import number
 from diffjax.interop.process import FILE as SCHEDULER_FILE
 from diffjax.interop.process import Process, read_process, write_process
 from diffjax.interop.samplers import Sampler
-from diffjax.interop.store import read_json
+from diffjax.untrusted import check_links, read_json
 
 FILE = "model_index.json"
 _DENOISERS = ("transformer", "unet")
@@ -138,7 +138,7 @@ def open_pipeline(folder: Path) -> Pipeline:
     network = read_json(components[denoiser] / "config.json")
     name = str(index["_class_name"]) if "_class_name" in index else _guess(network)
     if name not in KINDS:
-        raise UserError(f"{folder}: is of a {name!r}; supported are {', '.join(KINDS)}.")
+        raise UserError(f"{folder}: is of a {name!r:.80}; supported are {', '.join(KINDS)}.")
     if index and "scheduler" not in components:
         raise UserError(f"{folder}: has no scheduler; get that folder too.")
     kind = KINDS[name]
@@ -183,7 +183,7 @@ def write_pipeline_index(
       labels: names of the classes, by number.
     """
     if class_name not in KINDS:
-        raise UserError(f"there is no {class_name!r}; expected one of {', '.join(KINDS)}.")
+        raise UserError(f"there is no {class_name!r:.80}; expected one of {', '.join(KINDS)}.")
     if scheduler is not None:
         write_process(folder / "scheduler", scheduler)
     index: dict[str, Any] = {"_class_name": class_name}
@@ -205,7 +205,9 @@ def _components(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
     for name, value in index.items():
         plain = name not in (".", "..") and not set(name) & set("/\\:\0")
         if isinstance(value, list) and not plain:
-            raise UserError(f"{folder / FILE}: names the part {name!r}; expected the name of a folder in it.")
+            raise UserError(
+                f"{folder / FILE}: names the part {name!r:.80}; expected the name of a folder in it."
+            )
     names = [name for name in _PARTS if not index or _is_present(index.get(name))]
     found = {name: folder / name for name in names if (folder / name).is_dir()}
     if not index and not set(_DENOISERS) & found.keys() and (folder / "config.json").is_file():
@@ -215,26 +217,12 @@ def _components(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
         found = {denoiser: folder}
         if (folder / SCHEDULER_FILE).is_file():
             found["scheduler"] = folder
-    root = folder.resolve()
-    allowed = [root, *_blobs(root)]
-    for path in (path for part in found.values() for path in (part, *part.iterdir())):
-        target = path.resolve()
-        if not any(target.is_relative_to(place) for place in allowed):
-            raise UserError(
-                f"{path}: is a link out of the checkpoint, to {target}; put the file in its place."
-            )
+    check_links(folder, [path for part in found.values() for path in (part, *part.iterdir())])
     return found
 
 
 def _is_present(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
-
-
-def _blobs(root: Path) -> Iterator[Path]:
-    """Hugging Face's cache: `models--NAME/snapshots/COMMIT/…` are links to files in `models--NAME/blobs`."""
-    for parent in (root, *root.parents):
-        if parent.parent.name == "snapshots":
-            yield parent.parent.parent / "blobs"
 
 
 def _guess(network: Mapping[str, Any]) -> str:
@@ -274,13 +262,14 @@ def _channels(
             "further inputs, such as for inpainting, are not supported."
         )
     if not isinstance(blocks, list) or not 1 <= len(blocks) <= 8:
-        raise UserError(f"{components['vae']}: block_out_channels is {blocks!r}; expected a list of sizes.")
+        raise UserError(
+            f"{components['vae']}: block_out_channels is {blocks!r:.80}; expected a list of sizes."
+        )
     return channels, 2 ** (len(blocks) - 1)
 
 
 def _labels(index: Mapping[str, Any]) -> tuple[str, ...]:
     labels = index.get("id2label") or {}
-    numbers = {str(i) for i in range(len(labels))}
-    if not isinstance(labels, dict) or labels.keys() != numbers:
+    if not isinstance(labels, dict) or labels.keys() != {str(i) for i in range(len(labels))}:
         raise UserError(f"{FILE}: id2label is not a name for each number from 0 on.")
     return tuple(str(labels[str(i)]) for i in range(len(labels)))

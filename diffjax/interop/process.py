@@ -14,7 +14,7 @@ from diffjax.errors import UserError
 from diffjax.interop.families import number, require
 from diffjax.interop.samplers import ALMOST_ZERO_SNR, SAMPLERS, Fragment, Sampler, rounds
 from diffjax.interop.schedulers import BETAS, DISCRETE, PREDICTIONS, read_settings
-from diffjax.interop.store import read_json
+from diffjax.untrusted import read_json
 
 FILE = "scheduler_config.json"
 

@@ -137,7 +137,7 @@ def _ddpm(settings: Settings, count: int, **_: Any) -> Sampler:
     if settings["variance_type"] not in kinds:
         given = settings["variance_type"]
         raise UserError(
-            f"variance_type is {given!r}, which is not supported; expected one of {', '.join(kinds)}."
+            f"variance_type is {given!r:.80}, which is not supported; expected one of {', '.join(kinds)}."
         )
     solver = {"name": "ddpm", "variance": kinds[settings["variance_type"]]}
     notes: tuple[str, ...] = ()
@@ -234,7 +234,9 @@ def _dpm(settings: Settings, count: int) -> Fragment:
         settings[key] for key in ("algorithm_type", "solver_order", "final_sigmas_type")
     )
     if algorithm not in kinds or (algorithm == "dpmsolver" and final == "zero"):
-        raise UserError(f"algorithm_type {algorithm!r} with final_sigmas_type {final!r} is not supported.")
+        raise UserError(
+            f"algorithm_type {algorithm!r:.80} with final_sigmas_type {final!r:.80} is not supported."
+        )
     if order not in (1, 2, 3) or (order == 3 and algorithm.startswith("sde")):
         raise UserError(f"solver_order is {order}; expected 1 to 3, or to 2 for {algorithm}.")
     if settings["euler_at_final"] and final != "zero" and not (settings["lower_order_final"] and count < 15):

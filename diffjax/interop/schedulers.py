@@ -158,12 +158,12 @@ def read_settings(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
     """
     name = str(config.get("_class_name"))
     if name not in DEFAULTS:
-        raise UserError(f"is of a {name!r}; supported schedulers are {', '.join(DEFAULTS)}.")
+        raise UserError(f"is of a {name!r:.80}; supported schedulers are {', '.join(DEFAULTS)}.")
     settings = {key: _checked(config, key, default) for key, default in DEFAULTS[name].items()}
     require(settings, **_UNSUPPORTED)
     for key in ("shift_terminal", "solver_p"):
         if settings.get(key):
-            raise UserError(f"{key} is {settings[key]!r}, which is not supported; expected null.")
+            raise UserError(f"{key} is {settings[key]!r:.80}, which is not supported; expected null.")
     known = {key for defaults in DEFAULTS.values() for key in defaults}
     return settings, sorted(key for key in config if key not in known and not key.startswith("_"))
 
@@ -184,7 +184,7 @@ def _checked(config: Mapping[str, Any], key: str, default: Any) -> Any:
     else:
         valid = default is None or isinstance(value, str)
     if not valid:
-        raise UserError(f"{key} is {value!r}; expected something like {default!r}.")
+        raise UserError(f"{key} is {value!r:.80}; expected something like {default!r:.80}.")
     return value
 
 

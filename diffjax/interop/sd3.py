@@ -86,10 +86,10 @@ def _build(config: Mapping[str, Any], store: Store) -> MMDiT:
         raise UserError("config.json: pos_embed_max_size is null, which is not supported; expected a size.")
     dual = config.get("dual_attention_layers") or ()
     if not isinstance(dual, list | tuple) or not all(type(i) is int and 0 <= i < depth for i in dual):
-        raise UserError(f"config.json: dual_attention_layers is {dual!r}; expected numbers of blocks.")
+        raise UserError(f"config.json: dual_attention_layers is {dual!r:.80}; expected numbers of blocks.")
     if config.get("qk_norm") not in _NORMS:
         raise UserError(
-            f"config.json: qk_norm is {config['qk_norm']!r}, which is not supported; "
+            f"config.json: qk_norm is {config['qk_norm']!r:.80}, which is not supported; "
             "expected null, rms_norm or layer_norm."
         )
     return MMDiT(

@@ -1,6 +1,7 @@
 """Folders of safetensors as diffusers and transformers write them: read lazily, written in shards.
 
-What is read here comes from strangers: sizes are bounded, file names must be plain, and a pickle is refused.
+What is read here comes from strangers: sizes are bounded, file names must be plain, links must stay in the
+folder, and a pickle is refused.
 """
 
 import json
@@ -15,26 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from diffjax.errors import UserError
+from diffjax.untrusted import check_links, read_json
 
-_MAX_JSON_BYTES = 64 * 2**20  # tokenizers and indices of the largest models have a few MiB
+# Of all parameters of the largest diffusion models together it is one; what is parsed takes 13 times as much.
+_MAX_HEADER_BYTES = 8 * 2**20
+_MAX_DIMENSIONS = 16
 _STEMS = ("diffusion_pytorch_model", "model")
 _VARIANTS = ("", ".fp16", ".bf16")  # the whole of a model may be there in half precision only
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; UserError if there is none."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise UserError(f"{path}: is larger than {_MAX_JSON_BYTES >> 20} MiB; that is no configuration.")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: holds a {type(value).__name__}; expected a JSON object.")
-    return value
 
 
 class Store:
@@ -48,26 +37,24 @@ class Store:
           aliases: parts of tensor names, by what is to stand in their place.
 
         Raises:
-          UserError: there is none, it is a pickle, or it is damaged.
+          UserError: there is none, it is a pickle, a link to elsewhere, or damaged.
         """
         self.folder = folder
         self._files: dict[str, Any] = {}
         self._where: dict[str, Path] = {}
         self._name: dict[str, str] = {}  # in the file
-        for path in self._paths():
-            try:
-                file = safe_open(path, framework="numpy")
-                names = file.keys()
-            except (OSError, SafetensorError) as error:
-                raise UserError(f"{path}: cannot be read as safetensors ({error}); get it again.") from error
-            for original in names:
+        paths = self._paths()
+        check_links(folder, paths)
+        for path in paths:
+            file = _open(path)
+            for original in file.keys():  # noqa: SIM118
                 name = original
                 for old, new in (aliases or {}).items():
                     name = name.replace(old, new)
                 # Tied parameters may be there under all of their names.
                 if name in self._files and not np.array_equal(self.read(name), file.get_tensor(original)):
                     other = f"{self._name[name]} of {self._where[name].name}"
-                    raise UserError(f"{path}: tensor {original} is there twice, as {other} too.")
+                    raise UserError(f"{path}: tensor {original:.200} is there twice, as {other:.200} too.")
                 self._files[name], self._where[name], self._name[name] = file, path, original
 
     def close(self) -> None:
@@ -103,8 +90,12 @@ class Store:
             if not index:
                 return self._files[name].get_tensor(self._name[name])
             return self._files[name].get_slice(self._name[name])[index]
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{self._where[name]}: tensor {name} cannot be read ({error}).") from error
+        # The last three of numpy: for dtypes that it has not, and shapes that it cannot have.
+        except (OSError, SafetensorError, MemoryError, AttributeError, TypeError, ValueError) as error:
+            what = f"{name:.200}, {self.dtype(name)} {self.shape(name)}"
+            raise UserError(
+                f"{self._where[name]}: tensor {what}, cannot be read ({error!s:.300})."
+            ) from error
 
     def _paths(self) -> list[Path]:
         for variant in _VARIANTS:
@@ -135,6 +126,25 @@ class Store:
             if not (self.folder / name).is_file():
                 raise UserError(f"{index}: names {name}, which is not there; get it too.")
         return [self.folder / name for name in names]
+
+
+def _open(path: Path) -> Any:
+    """Open a file of safetensors, after checking of its header what that library does not check."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as content:
+            header = int.from_bytes(content.read(8), "little")
+        if header > min(_MAX_HEADER_BYTES, size):
+            raise SafetensorError(f"its header is to have {header} bytes")
+        file = safe_open(path, framework="numpy")
+        for name in file.keys():  # noqa: SIM118
+            shape = file.get_slice(name).get_shape()
+            # With a side of 0, all others may be anything.
+            if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) > 2 * size:
+                raise SafetensorError(f"tensor {name:.80} cannot have its shape of {len(shape)} sides")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors ({error!s:.300}); get it again.") from error
+    return file
 
 
 def write_store(

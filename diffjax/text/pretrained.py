@@ -36,21 +36,28 @@ class Tokenizer:
           tokenizer: of transformers.
           vocab: size of the vocabulary of the network that it is for.
           lower: whether captions are stripped and in lower case, as PixArt and DeepFloyd IF want them.
+
+        Raises:
+          UserError: it does not fit the network, or cannot be used as the pipelines use it.
         """
         highest = max(tokenizer.get_vocab().values(), default=0)
         if highest >= vocab:
             raise UserError(f"the tokenizer has token {highest}, but its network a vocabulary of {vocab}.")
         if tokenizer.pad_token_id is None or tokenizer.padding_side != "right":
             raise UserError("the tokenizer does not pad on the right, as those of public pipelines do.")
-        self.max_length = int(min(tokenizer.model_max_length, 2**31))
+        longest = tokenizer.model_max_length
+        if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+            raise UserError(f"the tokenizer's model_max_length is {str(longest)!r:.80}; expected a number.")
+        self.max_length = int(min(longest, 2**31))
         self.min_length = max(tokenizer.num_special_tokens_to_add(), 1)
         self.lower = lower
         self._tokenizer = tokenizer
+        self.encode(["a photo", ""], self.min_length + 1)
 
     def encode(self, captions: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
         """Captions, at least one, to ids and a mask of real tokens, `[batch, length]` int32 and bool."""
-        tokens = self._tokenizer(
-            self._texts(captions),
+        tokens = self._read(
+            captions,
             padding="max_length",
             max_length=length,
             truncation=True,
@@ -61,11 +68,16 @@ class Tokenizer:
 
     def counts(self, captions: Sequence[str]) -> list[int]:
         """How many tokens captions, at least one, have, the special ones included, when nothing is cut."""
-        return [len(ids) for ids in self._tokenizer(self._texts(captions), verbose=False)["input_ids"]]
+        return [len(ids) for ids in self._read(captions, verbose=False)["input_ids"]]
 
-    def _texts(self, captions: Sequence[str]) -> list[str]:
+    def _read(self, captions: Sequence[str], **options: Any) -> Any:
         texts = [readable(caption) for caption in captions]
-        return [text.lower().strip() for text in texts] if self.lower else texts
+        if self.lower:
+            texts = [text.lower().strip() for text in texts]
+        try:
+            return self._tokenizer(texts, **options)
+        except Exception as error:  # a tokenizer whose vocabulary has no token for the unknown, for one
+            raise UserError(f"the tokenizer cannot read a caption ({str(error)[:200]}).") from error
 
 
 class PretrainedText:

@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+SIGMA_REL = 0.1
+"""The width of a power-function average, if none is given."""
+
 Decay = Callable[[jax.Array], jax.Array]
 """`step -> decay`, where the first update has step 0."""
 
@@ -52,7 +55,7 @@ def inverse_power(*, decay: float = 0.9999, inv_gamma: float = 1.0, power: float
     return at
 
 
-def power_function(*, sigma_rel: float = 0.1) -> Decay:
+def power_function(*, sigma_rel: float = SIGMA_REL) -> Decay:
     """EDM2's `beta(t) = (1 - 1 / t)^(gamma + 1)`, where t counts from 1: the first value replaces the start.
 
     Args:
@@ -102,6 +105,25 @@ def reconstruction_weights(
     lengths = np.sqrt(np.diagonal(products))
     fit = np.linalg.lstsq(products / np.outer(lengths, lengths), target / lengths, rcond=None)[0] / lengths
     return fit / fit.sum()
+
+
+def reconstruction_error(
+    steps: np.ndarray, gammas: np.ndarray, weights: np.ndarray, target_step: float, target_gamma: float
+) -> float:
+    """How far the weighted sum of profiles is from the one that is wanted, relative to its norm.
+
+    Args:
+      steps: as for `reconstruction_weights`.
+      gammas: the same.
+      weights: what that returned.
+      target_step: as for `reconstruction_weights`.
+      target_gamma: the same.
+    """
+    steps, gammas = np.asarray(steps, np.float64), np.asarray(gammas, np.float64)
+    own = _product(target_step, target_gamma, target_step, target_gamma)
+    cross = _product(steps, gammas, target_step, target_gamma) @ weights
+    between = weights @ _product(steps[:, None], gammas[:, None], steps, gammas) @ weights
+    return float(np.sqrt(max(between - 2.0 * cross + own, 0.0) / own))
 
 
 def reconstruct(trees: Iterable[Any], weights: np.ndarray) -> Any:

@@ -2,9 +2,10 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -94,16 +95,12 @@ class Share(NamedTuple):
     examples: jax.Array
 
 
-class NotFinite(Exception):
-    """The loss or the gradient became NaN or infinite.
+class Seen(NamedTuple):
+    """What is to be known of each update: its number, its loss, and whether it was left out."""
 
-    Attributes:
-      step: the first step at which it was.
-    """
-
-    def __init__(self, step: int, name: str, value: float) -> None:
-        super().__init__(f"{name} became {value} at step {step}")
-        self.step = step
+    step: int
+    loss: float
+    skipped: bool
 
 
 class MetricsBuffer:
@@ -114,52 +111,41 @@ class MetricsBuffer:
     """
 
     def __init__(self) -> None:
-        self._unread: list[tuple[int, Mapping[str, jax.Array]]] = []
+        self._unread: list[tuple[int, Mapping[str, jax.Array | Share]]] = []
+        self._unseen: deque[tuple[int, Any, Any]] = deque()
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Keep the metrics of update number `step`."""
+    def add(self, step: int, metrics: Mapping[str, jax.Array | Share]) -> None:
+        """Keep the metrics of update number `step`, among them `loss` and `skipped`."""
+        loss: Any = metrics["loss"]
+        skipped: Any = metrics["skipped"]
+        for scalar in (loss, skipped):
+            scalar.copy_to_host_async()  # so that to see it is not to ask the device
         self._unread.append((step, metrics))
+        self._unseen.append((step, loss, skipped))
 
-    def wait(self, *, leave: int) -> None:
-        """Wait for all but the newest `leave` steps; nothing is read."""
-        if len(self._unread) > leave:
-            jax.block_until_ready(self._unread[-1 - leave][1])
-
-    def check(self) -> None:
-        """Wait for all steps; their metrics stay to be read.
-
-        Raises:
-          NotFinite: a metric of one of them is not a finite number.
-        """
-        for step, metrics in self._unread:
-            _finite(step, metrics)
+    def see(self, *, leave: int = 0) -> Iterator[Seen]:
+        """Those of all but the newest `leave` steps that were not seen yet; waits for them."""
+        while len(self._unseen) > leave:
+            step, *scalars = self._unseen.popleft()
+            loss, skipped = jax.device_get(scalars)
+            yield Seen(step, float(loss), bool(skipped))
 
     def read(self, *, leave: int = 0) -> dict[str, float]:
         """Read all but the newest `leave` steps.
 
         Returns:
-          the mean of each metric over the steps read, but of those that none of them had.
-
-        Raises:
-          NotFinite: a metric of one of these steps is not a finite number.
+          the mean of each metric over the updates that were not left out, but of those that none of them had.
         """
         end = len(self._unread) - leave
         ready, self._unread = self._unread[:end], self._unread[end:]
         sums: dict[str, float] = {}
         counts: dict[str, float] = {}
-        for step, metrics in ready:
-            for name, (value, count) in _finite(step, metrics).items():
-                sums[name] = sums.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0.0) + count
+        for _, metrics in ready:
+            values = jax.device_get(dict(metrics))
+            if values.pop("skipped"):
+                continue
+            for name, value in values.items():
+                total, count = value if isinstance(value, Share) else (value, 1.0)
+                sums[name] = sums.get(name, 0.0) + float(total)
+                counts[name] = counts.get(name, 0.0) + float(count)
         return {name: value / counts[name] for name, value in sums.items() if counts[name]}
-
-
-def _finite(step: int, metrics: Mapping[str, jax.Array | Share]) -> dict[str, tuple[float, float]]:
-    """Each metric's sum and count."""
-    values = {}
-    for name, value in jax.device_get(dict(metrics)).items():
-        total, count = value if isinstance(value, Share) else (value, 1.0)
-        if not np.isfinite(total):
-            raise NotFinite(step, name, float(total))
-        values[name] = float(total), float(count)
-    return values

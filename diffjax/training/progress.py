@@ -1,5 +1,6 @@
 """What a person sees of a run while it goes on."""
 
+import math
 import sys
 import time
 from types import TracebackType
@@ -54,7 +55,7 @@ class TrainingProgress:
 
         Args:
           step: how many steps are done.
-          values: the metrics; `loss` is shown.
+          values: the metrics; `loss` is shown, where there is one.
           waited: seconds since the last report in which there was no batch.
 
         Returns:
@@ -66,7 +67,8 @@ class TrainingProgress:
         rate, wait = (step - last) * self._batch_size / seconds, min(waited / seconds, 1.0)
         self._reported = (now, step)
         left = (self._steps - step) * self._batch_size / max(rate, 1e-9)
-        note = f"{rate:.0f} images/s, {duration(left)} left, loss {values['loss']:.4f}, data wait {wait:.0%}"
+        loss = values.get("loss", math.nan)
+        note = f"{rate:.0f} images/s, {duration(left)} left, loss {loss:.4f}, data wait {wait:.0%}"
         if self._bar:
             self._bar.update(self._task, completed=step, note=note)
         else:

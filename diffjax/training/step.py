@@ -26,6 +26,9 @@ LossFn = Callable[[Params, Examples, jax.Array], BatchLoss]
 
 Metrics = dict[str, jax.Array | Share]
 
+StepFn = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]
+"""`(state, batch, the run's key) -> (state, metrics)`: an update."""
+
 LOGSNR_EDGES = (-20.0, -12.0, -8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0, 12.0, 20.0)
 """Bounds of the noise levels whose losses are reported apart."""
 
@@ -39,7 +42,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     project: Callable[[Any], Any] = lambda params: params,
     accumulate: int = 1,
-) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+) -> StepFn:
     """Build the update.
 
     What an update makes of the parameters passes through `project`, for networks whose parameters are bound
@@ -54,23 +57,40 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state.step)
         examples, dropout_key = draw_fn(batch, step_key, state.history)
         grads, losses = gradients(loss_fn, state.params, examples, dropout_key, accumulate)
+        loss, grad_norm = jnp.mean(losses.objective), optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = project(optax.apply_updates(state.params, updates))
         ema_params = ema.update(state.ema_params, params, decay(state.step))
+        history = state.history
+        if history is not None:
+            history = resampling.update(history, losses.t, losses.loss)
+        new = state._replace(params=params, ema_params=ema_params, opt_state=opt_state, history=history)
         metrics: Metrics = {
-            "loss": jnp.mean(losses.objective),
-            "grad_norm": optax.tree.norm(grads),
+            "loss": loss,
+            "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
         }
         curve = by_level(losses.loss, losses.logsnr, LOGSNR_EDGES)
         names = level_names(LOGSNR_EDGES)
         metrics |= {name: Share(*share) for name, *share in zip(names, *curve, strict=True)}
-        history = state.history
-        if history is not None:
-            history = resampling.update(history, losses.t, losses.loss)
-        return TrainState(state.step + 1, params, ema_params, opt_state, history), metrics
+        return new._replace(step=state.step + 1), metrics
 
     return step
+
+
+def skip_bad(step: StepFn) -> StepFn:
+    """The same update, but if its loss or gradient is not finite, only the step number changes.
+
+    That is decided on the device, and is the metric `skipped`, 1 or 0: the host hears of it when it reads it.
+    """
+
+    def run(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
+        new, metrics = step(state, batch, key)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
+        return kept._replace(step=new.step), {**metrics, "skipped": 1.0 - finite}
+
+    return run
 
 
 def gradients(

@@ -55,7 +55,7 @@ def test_settings_that_are_absent_are_those_of_the_original(tmp_path):
         ({"use_quant_conv": 1}, "use_quant_conv is 1; expected true or false"),
         ({"scaling_factor": "1"}, "scaling_factor is '1'; expected a finite number, not 0"),
         ({"scaling_factor": 0}, "scaling_factor is 0"),
-        ({"shift_factor": float("nan")}, "shift_factor is nan"),
+        ({"shift_factor": float("nan")}, "NaN is no value of JSON"),
         ({"latents_mean": [0.0] * 4}, "latents_mean and latents_std together"),
         (
             {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 4},

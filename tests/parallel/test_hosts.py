@@ -41,8 +41,9 @@ second = sys.argv[2] == "1"
 hosts.start(sys.argv[1], 2, int(second))
 assert hosts.name() == f"process {int(second)}" and hosts.is_first() != second
 assert hosts.anywhere(np.array([False, second, not second])).tolist() == [False, True, True]
-flag = hosts.SharedFlag()
-assert [flag(second and step == 1) for step in range(4)] == [False, False, True, False]
+flags = hosts.SharedFlags()
+told = [flags(second and step == 1, step == 2) for step in range(4)]
+assert told == [(False, False), (False, False), (True, False), (False, True)]
 mesh, array = make_mesh(), np.arange(4.0)
 rows = batch_rows(4, mesh)
 assert rows.tolist() == ([2, 3] if second else [0, 1])
@@ -256,8 +257,8 @@ def test_a_single_process_needs_nobody():
     assert hosts.name() == ""
     hosts.wait("nobody")
     hosts.leave(3)  # does not
-    flag = hosts.SharedFlag()
-    assert [flag(False), flag(True), flag(False)] == [False, True, False]
+    flags = hosts.SharedFlags()
+    assert [flags(False, True), flags(True, False)] == [(False, True), (True, False)]
     flags = np.array([True, False])
     np.testing.assert_array_equal(hosts.anywhere(flags), flags)
     with hosts.first_alone("nobody"):

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 
@@ -159,8 +160,8 @@ def test_a_state_can_be_restored_to_another_sharding(tmp_path):
 
 @pytest.mark.parametrize("item", ["params", "ema_params", "rest"])
 @pytest.mark.parametrize("damage", ["truncated", "deleted", "empty"])
-def test_a_damaged_array_file_is_an_error_that_names_the_step(tmp_path, item, damage):
-    save(tmp_path, 1, 2)
+def test_where_no_checkpoint_is_sound_the_error_says_what_was_found(tmp_path, item, damage):
+    save(tmp_path, 2)
     for path in files_of(tmp_path, 2, item):
         if damage == "deleted":
             path.unlink()
@@ -168,22 +169,17 @@ def test_a_damaged_array_file_is_an_error_that_names_the_step(tmp_path, item, da
             os.truncate(path, path.stat().st_size // 2 if damage == "truncated" else 0)
     with pytest.raises(UserError) as error:
         restore(tmp_path)
-    assert_short(error, "step 2", str(tmp_path / FOLDER / "2"))
-
-
-def test_moving_a_damaged_checkpoint_away_brings_back_the_one_before(tmp_path):
-    save(tmp_path, 1, 2)
-    (tmp_path / FOLDER / "2").rename(tmp_path / "damaged")
-    state, data = restore(tmp_path)
-    assert_same(state, make_state(1))
-    assert data["next_index"] == 1
+    assert_short(error, f"step 2: the file {item}/d/", str(tmp_path / FOLDER))
 
 
 def test_a_checkpoint_of_another_network_is_an_error(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(UserError) as error:
         restore(tmp_path, like=make_state(0, shape=(16, 5)))
-    assert_short(error, "step 1")
+    assert "ema_params/w: float32 [16, 4] there, float32 [16, 5] wanted" in str(error.value)
+    assert str(tmp_path / FOLDER / "1") in str(error.value)
+    assert len(str(error.value).splitlines()) == 1 + 4
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["1"]
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
@@ -193,23 +189,54 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
     assert_short(error, str(tmp_path / FOLDER))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(tmp_path):
+@contextlib.contextmanager
+def full_disk():
+    """As on a full disk, writing fails: every file may have 64 KiB, and large states have some megabytes."""
     resource = pytest.importorskip("resource")
-    save(tmp_path, 1)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    checkpoints = Checkpoints(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
     try:
-        # As on a full disk, writing fails: every file may have 64 KiB, and the state has some megabytes.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, before[1]))
-        with pytest.raises(UserError) as error:  # noqa: PT012  either may be where it shows
-            checkpoints.save(make_state(2, shape=(512, 512)), DATA)
-            checkpoints.wait()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    checkpoints.close()
-    assert_short(error, "could not be written", "File too large", "The checkpoint of step 1 is intact")
+
+
+def test_a_full_disk_leaves_the_older_ones_and_is_said_at_once_and_at_the_end(tmp_path):
+    save(tmp_path, 1)
+    said = []
+    checkpoints = Checkpoints(tmp_path, log=said.append)
+    with full_disk():
+        checkpoints.save(make_state(2, shape=(512, 512)), DATA)
+        with pytest.raises(UserError) as error:
+            checkpoints.wait()
+    assert checkpoints.failed
+    assert checkpoints.latest_step() == 1
+    checkpoints.close()  # it has been said
+    assert len(said) == 1
+    assert said[0].startswith("warning: the checkpoint of step 2")
+    assert_short(error, "could not be written", "File too large", "checkpoint of step 1 is intact", "4.0 MiB")
+    assert checkpoints.steps() == [1]
     state, _ = restore(tmp_path)
     assert_same(state, make_state(1))
+
+
+def test_after_a_full_disk_the_run_goes_on_and_the_next_save_succeeds(tmp_path):
+    said = []
+    checkpoints = Checkpoints(tmp_path, log=said.append)
+    with full_disk():
+        for step in (1, 2):  # neither raises
+            checkpoints.save(make_state(step, shape=(512, 512)), DATA)
+        with pytest.raises(UserError, match="There is no older checkpoint"):
+            checkpoints.close()
+    assert len(said) == 2
+    checkpoints = Checkpoints(tmp_path, log=said.append)
+    for step in (3, 4):  # the second removes what Orbax's threads may have left after the failures
+        checkpoints.save(make_state(step, shape=(512, 512)), DATA)
+        checkpoints.wait()
+        assert not checkpoints.failed
+    checkpoints.close()
+    assert sorted(os.listdir(tmp_path / FOLDER)) == ["3", "4"]
+    assert_same(restore(tmp_path, like=make_state(0, shape=(512, 512)))[0], make_state(4, shape=(512, 512)))
 
 
 def test_what_a_killed_process_left_half_written_is_not_used(tmp_path):

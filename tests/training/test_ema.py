@@ -177,3 +177,16 @@ def test_impossible_settings_are_refused(function, settings):
 def test_there_is_no_average_of_a_time_after_the_last_snapshot():
     with pytest.raises(ValueError, match="target_step is 30"):
         ema.reconstruction_weights(np.array([10.0, 20.0]), np.array([7.0, 17.0]), 30.0, 10.0)
+
+
+def test_the_error_of_a_reconstruction_is_that_of_its_profile():
+    steps, gammas = np.array([400.0, 700.0, 1000.0]), np.full(3, 6.0)
+    weights = ema.reconstruction_weights(steps, gammas, 1000.0, 12.0)
+    times = np.linspace(0.0, 1000.0, 200_001)
+    wanted = profile(times, 1000.0, 12.0)
+    found = sum(w * profile(times, step, 6.0) for w, step in zip(weights, steps, strict=True))
+    expected = np.sqrt(((found - wanted) ** 2).sum() / (wanted**2).sum())
+    error = ema.reconstruction_error(steps, gammas, weights, 1000.0, 12.0)
+    assert error == pytest.approx(expected, rel=1e-3)
+    assert 0.1 < error < 0.5  # one width of average alone does not reach far
+    assert ema.reconstruction_error(steps, gammas, np.array([0.0, 0.0, 1.0]), 1000.0, 6.0) < 1e-6

@@ -1,10 +1,11 @@
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffjax.training.metrics import MetricsBuffer, MetricsWriter, NotFinite
+from diffjax.training.metrics import MetricsBuffer, MetricsWriter, Share
 
 
 def lines(folder):
@@ -64,14 +65,17 @@ def test_a_run_from_the_start_begins_the_file_anew(tmp_path):
 def filled(*losses):
     buffer = MetricsBuffer()
     for step, loss in enumerate(losses, 1):
-        buffer.add(step, {"loss": jnp.asarray(loss), "grad_norm": jnp.asarray(1.0)})
+        skipped = jnp.asarray(float(not np.isfinite(loss)))
+        share = Share(jnp.asarray(2.0 * loss), jnp.asarray(2.0 * (step % 2)))
+        metrics = {"loss": jnp.asarray(loss), "grad_norm": jnp.asarray(1.0), "skipped": skipped}
+        buffer.add(step, {**metrics, "share": share})
     return buffer
 
 
 def test_the_buffer_gives_means_and_leaves_the_newest():
     buffer = filled(1.0, 2.0, 6.0)
-    assert buffer.read(leave=1) == {"loss": 1.5, "grad_norm": 1.0}
-    assert buffer.read() == {"loss": 6.0, "grad_norm": 1.0}
+    assert buffer.read(leave=1) == {"loss": 1.5, "grad_norm": 1.0, "share": 3.0}
+    assert buffer.read() == {"loss": 6.0, "grad_norm": 1.0, "share": 6.0}
     assert buffer.read() == {}
 
 
@@ -80,22 +84,22 @@ def test_a_newest_step_alone_is_left():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_the_first_step_that_is_no_number_is_named(value):
-    with pytest.raises(NotFinite, match=f"loss became {value} at step 2") as caught:
-        filled(1.0, value, float("nan")).read()
-    assert caught.value.step == 2
+def test_updates_that_were_left_out_are_not_part_of_the_means(value):
+    assert filled(1.0, value, 3.0).read() == {"loss": 2.0, "grad_norm": 1.0, "share": 2.0}
+    assert filled(value).read() == {}
 
 
-def test_steps_that_are_left_are_not_looked_at():
-    buffer = filled(1.0, float("nan"))
-    assert buffer.read(leave=1)["loss"] == 1.0
-    with pytest.raises(NotFinite, match="step 2"):
-        buffer.read()
+def test_each_update_is_seen_once_and_in_order():
+    buffer = filled(1.0, float("nan"), 3.0)
+    one, two = buffer.see(leave=1)
+    assert one == (1, 1.0, False)
+    assert (two.step, two.skipped) == (2, True)
+    assert list(buffer.see(leave=1)) == []
+    assert list(buffer.see()) == [(3, 3.0, False)]
+    assert buffer.read()["loss"] == 2.0  # to see is not to read
 
 
-def test_checking_keeps_what_is_to_be_read():
+def test_to_see_transfers_nothing_unasked():
     buffer = filled(1.0, 2.0)
-    buffer.check()
-    assert buffer.read()["loss"] == 1.5
-    with pytest.raises(NotFinite, match="step 2"):
-        filled(1.0, float("nan")).check()
+    with jax.transfer_guard_device_to_host("disallow"):
+        assert [seen.loss for seen in buffer.see()] == [1.0, 2.0]

@@ -10,7 +10,7 @@ from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicat
 from diffjax.training import ema
 from diffjax.training.optimizer import adamw
 from diffjax.training.state import count_params, create_state, init_sharded
-from diffjax.training.step import LOGSNR_EDGES, compile_train_step, make_train_step
+from diffjax.training.step import LOGSNR_EDGES, compile_train_step, make_train_step, skip_bad
 
 RATE = optax.linear_schedule(0.1, 0.05, 100)
 OPTIMIZER = adamw(RATE)
@@ -38,6 +38,7 @@ def loss_fn(params, batch, key):
 
 
 STEP = jax.jit(make_train_step(draw, loss_fn, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE))
+SAFE = jax.jit(skip_bad(STEP))
 
 
 def state(seed=0):
@@ -153,3 +154,44 @@ def test_the_loss_history_is_part_of_the_state():
     np.testing.assert_allclose(new.history.losses, expected.losses, rtol=1e-5)
     np.testing.assert_array_equal(new.history.counts, expected.counts)
     assert int(new.history.counts.sum()) == 8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_an_update_that_is_not_finite_changes_nothing_but_the_step_number(value):
+    start, _ = STEP(state(), batch(), jax.random.key(0))  # so that no part of the state is zero
+    spoilt = {"x": batch(1)["x"].at[2, 1].set(value)}
+    after, metrics = SAFE(start, spoilt, jax.random.key(0))
+    assert int(after.step) == 2
+    assert float(metrics["skipped"]) == 1.0
+    assert same(after._replace(step=start.step), start)
+    again, metrics = SAFE(after, batch(2), jax.random.key(0))
+    assert float(metrics["skipped"]) == 0.0
+    assert not same(again._replace(step=start.step), start)
+
+
+def test_a_gradient_that_is_not_finite_is_enough():
+    def root(params, batch, key):  # finite at 0, where its derivative is not
+        loss = jnp.sqrt(jnp.abs(params["w"]).sum()) * jnp.ones(8)
+        return BatchLoss(loss, loss, loss, loss)
+
+    step = make_train_step(draw, root, OPTIMIZER, decay=ema.warm(decay=0.9), learning_rate=RATE)
+    start = create_state({"w": jnp.zeros(3)}, OPTIMIZER)
+    after, metrics = jax.jit(skip_bad(step))(start, batch(), jax.random.key(0))
+    assert np.isfinite(metrics["loss"])
+    assert float(metrics["skipped"]) == 1.0
+    assert same(after._replace(step=start.step), start)
+
+
+def test_the_losses_that_times_are_drawn_by_stay_numbers():
+    history = resampling.init()
+    start = state()._replace(history=history)
+    after, _ = SAFE(start, {"x": batch()["x"] * jnp.nan}, jax.random.key(0))
+    assert same(after.history, history)
+
+
+def test_a_sound_update_is_what_it_would_have_been():
+    start, _ = STEP(state(), batch(), jax.random.key(0))
+    plain, _ = STEP(start, batch(1), jax.random.key(0))
+    safe, metrics = SAFE(start, batch(1), jax.random.key(0))
+    assert same(safe, plain)
+    assert float(metrics["skipped"]) == 0.0
