@@ -70,13 +70,13 @@ def go_back(
     """Restore the newest checkpoint of before the trouble; the data up to the trouble's end are left out.
 
     Returns:
-      the state, what else the checkpoint holds (see `diffjax.train.save`), and its step.
+      the state, what else the checkpoint holds (see `diffjax.run.Run`), and its step.
 
     Raises:
       UserError: there is no sound checkpoint as old as that.
     """
     position = feed.taken(trouble.last).after
-    state, extra = checkpoints.restore(abstract, before=trouble.first - 1)
+    state, saved = checkpoints.restore(abstract, before=trouble.first - 1)
     step = int(state.step)
     checkpoints.set_aside(after=step)
     entry = {"step": trouble.first, "why": trouble.why, "restored": step, "position": position}
@@ -93,7 +93,7 @@ def go_back(
         f"warning: from update {trouble.first:,} on {trouble.why}. Gone back to the checkpoint of step "
         f"{step:,}; the data up to update {trouble.last:,} are left out. Written down in {workdir / FILE}."
     )
-    return state, extra, step
+    return state, saved, step
 
 
 def report(

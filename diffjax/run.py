@@ -43,6 +43,7 @@ from diffjax.programs import abstract_state
 from diffjax.text.live import add_states
 from diffjax.training.checkpoint import Checkpoints
 from diffjax.training.interrupt import Interrupt, Interrupted
+from diffjax.training.metrics import MetricsBuffer
 from diffjax.training.state import TrainState, count_params, init_sharded
 from diffjax.training.step import compile_train_step
 from diffjax.training.watch import LossWatch
@@ -68,6 +69,7 @@ class Run:
       preview: from averaged parameters to a picture.
       feed: the batches.
       watch: judges the losses.
+      unread: metrics of the last steps.
       checkpoints: the run's.
     """
 
@@ -86,7 +88,18 @@ class Run:
     preview: Callable[[Any], np.ndarray]
     feed: Feed
     watch: LossWatch
+    unread: MetricsBuffer
     checkpoints: Checkpoints
+
+    def get_state(self) -> dict[str, Any]:
+        """What is saved beside `state`, as JSON can hold it; `watch` must have seen all steps."""
+        return {**self.feed.get_state(), "watch": self.watch.get_state(), "metrics": self.unread.get_state()}
+
+    def set_state(self, saved: dict[str, Any]) -> None:
+        """Go on from what `get_state` gave; the position in the data excepted, which the loader is told."""
+        if "watch" in saved:  # old checkpoints know of the data only
+            self.watch.set_state(saved["watch"])
+            self.unread.set_state(saved["metrics"])
 
     def close(self) -> None:
         """End the threads."""
@@ -149,7 +162,6 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
     offload = config.optimizer.offload
     key = jax.random.key(config.seed)
     init_key, step_key = jax.random.split(key)
-    watch = LossWatch(**{name: config.recovery[name] for name in ("max_skips", "spike", "spike_steps")})
     abstract = abstract_state(model, optimizer, mesh, offload=offload)
     if start is None:
         given = read_params(config, model, places) if config.init_from else None
@@ -157,10 +169,9 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
             model.init, optimizer, init_key, mesh, places, model.history, given, offload=offload
         )
     else:
-        state, extra = checkpoints.restore(abstract)
+        state, saved = checkpoints.restore(abstract)
         start = int(state.step)
-        watch.set_state(extra.pop("watch"))
-        loader.set_state(recovery.position_after(workdir, start, extra))
+        loader.set_state(recovery.position_after(workdir, start, saved))
     latent_key = hosts.spread(jax.random.fold_in(key, 2), replicated(mesh))
 
     def finish(batch: Batch, step: jax.Array) -> Batch:
@@ -185,7 +196,7 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
     )
     # Between trouble and its being noticed: as many steps as it takes, and those under way.
     remember = max(config.recovery.max_skips, config.recovery.spike_steps) + AHEAD + 1
-    return Run(
+    run = Run(
         label=label,
         workdir=workdir,
         config=config,
@@ -200,6 +211,10 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
         update=compile_train_step(step_fn, shardings, batch_sharding(mesh), replicated(mesh)),
         preview=make_preview(config, model, preview_settings, source, rejects, table, codec),
         feed=Feed(loader, mesh, finish, remember=remember),
-        watch=watch,
+        watch=LossWatch(**{name: config.recovery[name] for name in ("max_skips", "spike", "spike_steps")}),
+        unread=MetricsBuffer(),
         checkpoints=checkpoints,
     )
+    if start is not None:
+        run.set_state(saved)
+    return run

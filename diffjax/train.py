@@ -26,7 +26,7 @@ from diffjax.preview import show_preview
 from diffjax.run import Run, prepare
 from diffjax.training.diagnosis import diagnose
 from diffjax.training.interrupt import Interrupt, Interrupted
-from diffjax.training.metrics import MetricsBuffer, MetricsWriter, NoMetrics
+from diffjax.training.metrics import MetricsWriter, NoMetrics
 from diffjax.training.progress import TrainingProgress
 from diffjax.training.watch import Trouble, Watchdog
 
@@ -86,7 +86,7 @@ def make_steps(
     assert state is not None
     progress = TrainingProgress(label, start=run.first, steps=config.steps, batch_size=config.batch_size)
     writer = MetricsWriter(run.workdir, start_step=run.first) if hosts.is_first() else NoMetrics()
-    unread = MetricsBuffer()
+    unread = run.unread
     agree = hosts.SharedFlags()
     saved_at = time.monotonic()
 
@@ -110,8 +110,7 @@ def make_steps(
                 if trouble := trouble_of_all_but(0):
                     run.state = state
                     return trouble
-                extra = {**run.feed.get_state(), "watch": run.watch.get_state()}
-                checkpoints.save(state, extra, loss=run.watch.mean())
+                checkpoints.save(state, run.get_state(), loss=run.watch.mean())
                 saved_at = time.monotonic()
             if last or stop:
                 checkpoints.wait()
@@ -162,7 +161,7 @@ def recover(run: Run, trouble: Trouble) -> None:
         )
         raise UserError(f"{run.label}: {told}")
     run.state = None  # before another one takes as much memory
-    run.state, extra, run.first = recovery.go_back(
+    run.state, saved, run.first = recovery.go_back(
         trouble,
         workdir=run.workdir,
         checkpoints=run.checkpoints,
@@ -170,7 +169,7 @@ def recover(run: Run, trouble: Trouble) -> None:
         abstract=run.abstract,
         say=functools.partial(print, flush=True),
     )
-    run.watch.set_state(extra["watch"])
+    run.set_state(saved)
 
 
 def look_again(run: Run, trouble: Trouble) -> Any:

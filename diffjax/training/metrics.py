@@ -111,7 +111,9 @@ class MetricsBuffer:
     """
 
     def __init__(self) -> None:
-        self._unread: list[tuple[int, Mapping[str, jax.Array | Share]]] = []
+        self._unread: deque[Mapping[str, jax.Array | Share]] = deque()
+        self._sums: dict[str, float] = {}  # of steps that were waited for, since metrics were last read
+        self._counts: dict[str, float] = {}
         self._unseen: deque[tuple[int, Any, Any]] = deque()
 
     def add(self, step: int, metrics: Mapping[str, jax.Array | Share]) -> None:
@@ -120,7 +122,7 @@ class MetricsBuffer:
         skipped: Any = metrics["skipped"]
         for scalar in (loss, skipped):
             scalar.copy_to_host_async()  # so that to see it is not to ask the device
-        self._unread.append((step, metrics))
+        self._unread.append(metrics)
         self._unseen.append((step, loss, skipped))
 
     def see(self, *, leave: int = 0) -> Iterator[Seen]:
@@ -136,16 +138,28 @@ class MetricsBuffer:
         Returns:
           the mean of each metric over the updates that were not left out, but of those that none of them had.
         """
-        end = len(self._unread) - leave
-        ready, self._unread = self._unread[:end], self._unread[end:]
-        sums: dict[str, float] = {}
-        counts: dict[str, float] = {}
-        for _, metrics in ready:
-            values = jax.device_get(dict(metrics))
+        self._wait(leave)
+        means = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def get_state(self) -> dict[str, Any]:
+        """What was not read yet, as JSON can hold it; waits for all steps."""
+        self._wait(0)
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `get_state` gave, so that the next means are over the same steps."""
+        self._unread.clear()
+        self._unseen.clear()
+        self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+    def _wait(self, leave: int) -> None:
+        while len(self._unread) > leave:
+            values = jax.device_get(dict(self._unread.popleft()))
             if values.pop("skipped"):
                 continue
             for name, value in values.items():
                 total, count = value if isinstance(value, Share) else (value, 1.0)
-                sums[name] = sums.get(name, 0.0) + float(total)
-                counts[name] = counts.get(name, 0.0) + float(count)
-        return {name: value / counts[name] for name, value in sums.items() if counts[name]}
+                self._sums[name] = self._sums.get(name, 0.0) + float(total)
+                self._counts[name] = self._counts.get(name, 0.0) + float(count)

@@ -18,7 +18,7 @@ def start(workdir, cache_dir, port, number, *, code=""):
     run = '\nimport runpy\nrunpy.run_module("diffjax.main", run_name="__main__")\n'
     argv = [f"--config={program.TINY_STAGE}", f"--workdir={workdir}", f"--config.data.cache_dir={cache_dir}"]
     argv += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
-    argv += ["--config.recovery.hang_minutes=0.5", "--config.steps=6"]
+    argv += ["--config.recovery.hang_minutes=0.5", "--config.steps=8"]
     return subprocess.Popen(
         [sys.executable, "-c", prelude + code + run, *argv],
         cwd=program.ROOT,
@@ -36,7 +36,7 @@ def test_the_other_ends_and_the_same_command_goes_on(cache_dir, tmp_path, number
 import os
 from program import after
 def stop(result, calls):
-    if calls == 4:
+    if calls == 6:
         os.kill(os.getpid(), {int(number)})
 after("diffjax.training.metrics:MetricsBuffer.add", stop)
 """
@@ -57,8 +57,8 @@ after("diffjax.training.metrics:MetricsBuffer.add", stop)
     assert one.returncode != 0
     if one.returncode == HUNG:
         assert "make_steps" in errors  # where it hung
-    assert max(saved_steps(tmp_path)) == 2
+    assert 2 <= max(saved_steps(tmp_path)) <= 4
 
-    done = program.start(tmp_path, cache_dir, "--config.steps=6", config=program.TINY_STAGE)
+    done = program.start(tmp_path, cache_dir, "--config.steps=8", config=program.TINY_STAGE)
     assert done.returncode == 0, done.stderr
-    assert max(saved_steps(tmp_path)) == 6
+    assert max(saved_steps(tmp_path)) == 8

@@ -99,6 +99,17 @@ def test_each_update_is_seen_once_and_in_order():
     assert buffer.read()["loss"] == 2.0  # to see is not to read
 
 
+def test_what_was_not_read_is_part_of_the_next_means_after_a_restart():
+    whole, one, other = filled(1.0, 2.0, 6.0, float("nan"), 8.0), filled(1.0, 2.0, 6.0), MetricsBuffer()
+    other.set_state(json.loads(json.dumps(one.get_state())))
+    assert one.get_state() == other.get_state()
+    skipped, last = jnp.asarray(1.0), {"skipped": jnp.asarray(0.0), "loss": jnp.asarray(8.0)}
+    other.add(4, {"skipped": skipped, "loss": jnp.asarray(jnp.nan)})
+    other.add(5, last)
+    assert other.read()["loss"] == whole.read()["loss"] == 17.0 / 4.0
+    assert other.read() == {}
+
+
 def test_to_see_transfers_nothing_unasked():
     buffer = filled(1.0, 2.0)
     with jax.transfer_guard_device_to_host("disallow"):
