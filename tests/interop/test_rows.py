@@ -213,7 +213,7 @@ def test_what_is_wrong_with_a_folder_is_listed_by_name(tmp_path, theirs, table):
     theirs["place"] = np.zeros((1, 4, 6), np.int8)
     save_file(theirs, tmp_path / "model.safetensors")
     message = (
-        f"{tmp_path}: its tensors are not those that its config.json asks for.\n"
+        f"{tmp_path}: its tensors are not those that the network needs.\n"
         "missing: conv.bias, late.3.scale\n"
         "unexpected: extra.weight\n"
         "mis-shaped: conv.weight has shape (4, 2), expected (4, 2, 3, 3), place is I8, "
