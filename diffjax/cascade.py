@@ -210,7 +210,9 @@ def _labels(prompts: Sequence[str], names: Sequence[str]) -> list[int]:
     return labels
 
 
-def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) -> list[np.ndarray]:
+def generate(
+    cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int, low_res: np.ndarray | None = None
+) -> list[np.ndarray]:
     """Sample every stage.
 
     Args:
@@ -218,6 +220,7 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
       cond: text conditions, `[n, …]`.
       keys: a key for each image, `[n]`.
       batch_size: images at a time, over all devices.
+      low_res: uint8 images that the first stage starts from, if it is one of super-resolution.
 
     Returns:
       for each stage, its images: uint8 `[n, resolution, resolution, 3]`, all of them in every process.
@@ -233,6 +236,8 @@ def generate(cascade: Cascade, cond: Cond, keys: jax.Array, *, batch_size: int) 
         place = batch_sharding(cascade.mesh)
         batch = hosts.spread(jax.tree.map(lambda leaf, rows=rows: leaf[rows], cond), place)
         images = None
+        if low_res is not None:
+            images = hosts.spread(np.asarray(stages.to_model_range(low_res[rows])), place)
         for number, run in enumerate(runs):
             stage_keys = jax.vmap(lambda key, n=number: jax.random.fold_in(key, n))(keys[rows])
             with on_mesh(cascade.mesh, cascade.attention):

@@ -126,6 +126,16 @@ def stage_config() -> ConfigDict:
         }
     )
     config.preview = ConfigDict({"every": 2000, "count": 8, "sampler": sampler_config()})  # every 0: never
+    # Measures of the stage alone, in training, every so many steps; 0: never. See docs/evaluation.md.
+    config.eval = ConfigDict(
+        {
+            "every": 0,
+            "num_images": 256,
+            "features": "efficientnet_lite0",
+            "weights": "",
+            "sampler": sampler_config(),
+        }
+    )
     return config
 
 
@@ -160,8 +170,26 @@ def cascade_config() -> ConfigDict:
     config.evaluate = ConfigDict(
         {
             "splits": ("train",),
-            "num_prompts": 96,  # of each split
+            "num_prompts": 96,  # of each split, in the first look after training
+            "num_images": 500,  # of each split, in --mode=evaluate
+            "num_restored": 64,  # real pictures that super-resolution restores from their low resolution
             "sheet_rows": 12,
+            "stage": "",  # measure what this stage makes, without those after it; "": the last one's
+            "features": "efficientnet_lite0",  # what distances are measured in; "": nothing is
+            "weights": "",  # the folder of that network's weights, where they come with no package
+            "reference": "",  # a .npz of statistics to compare with, in place of the split's pictures
+            "folder": "",  # measure the pictures in this folder, whoever made them, and sample nothing
+            "baselines": True,  # measure the base stage's images too, enlarged without a network
+            # Other values of a stage's sampler to try, beside the configured ones.
+            "sweep": {
+                "stage": "",  # whose sampler; "": the base stage's
+                "product": False,  # all combinations of the values, rather than one change at a time
+                "guidance_scale": (),
+                "num_steps": (),
+                "solver": (),  # names
+                "aug_level": (),
+                "sigma_rel": (),  # widths of the averaged parameters, for runs with ema.name="power_function"
+            },
         }
     )
     return config
@@ -238,6 +266,7 @@ def check_stage(config: ConfigDict) -> None:
     resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
     positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "accumulate", "log_every")
     positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
+    positive += ("recovery.max_skips", "recovery.spike_steps")
     for key in positive:
         value: Any = config
         for part in key.split("."):
@@ -260,6 +289,8 @@ def check_stage(config: ConfigDict) -> None:
         ("conditions", config.conditions, ("text", "label", "size", "guidance")),
         ("attention", (config.attention,), ("auto", "xla", "cudnn", "flash")),
         ("text.null", (config.text.null,), ("learned", "empty", "zeros")),
+        ("data.check", (config.data.check,), ("header", "decode")),
+        ("data.animated", (config.data.animated,), ("first", "reject")),
         ("low_res.upsampling", (config.low_res.upsampling,), ("bilinear", "bilinear_corners")),
     ):
         for name in value:
@@ -273,13 +304,26 @@ def check_stage(config: ConfigDict) -> None:
         raise UserError(
             f"latent.cache holds whole pictures, but crop={crop}; set latent.cache=False or crop=0."
         )
-    if config.preview.every < 0:
-        raise UserError(f"preview.every={config.preview.every}; expected at least 0, which is never.")
+    for group, key in (
+        ("preview", "every"),
+        ("eval", "every"),
+        ("checkpoint", "minutes"),
+        ("recovery", "spike"),
+        ("recovery", "max_rollbacks"),
+        ("recovery", "hang_minutes"),
+    ):
+        if config[group][key] < 0:
+            raise UserError(f"{group}.{key}={config[group][key]}; expected at least 0, which is never.")
+    if config.eval.every and "text" in config.conditions and not config.text.cache:
+        raise UserError("eval.every needs its captions encoded before: set text.cache=True or eval.every=0.")
+    if config.eval.num_images < 2:
+        raise UserError(f"eval.num_images={config.eval.num_images}; expected at least 2.")
     if not 0 <= config.seed < 2**32:
         raise UserError(f"seed={config.seed}; expected a whole number from 0 to 2^32 - 1.")
     for key, value in (
         ("text.drop", config.text.drop),
         ("low_res.max_aug_level", config.low_res.max_aug_level),
+        ("data.max_rejects", config.data.max_rejects),
     ):
         if not 0.0 <= value <= 1.0:
             raise UserError(f"{key}={value}; expected a number from 0 to 1.")

@@ -1,4 +1,4 @@
-"""Mode `evaluate`: samples of a cascade beside real pictures, and how often they show what was asked for."""
+"""Mode `evaluate`: samples of a cascade beside real pictures, and measures of how good they are."""
 
 import json
 from pathlib import Path
@@ -7,19 +7,25 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import stage as stages
 from diffjax import workdir as workdirs
-from diffjax.cascade import Cascade, encode_prompts, generate, image_keys, open_cascade
+from diffjax.cascade import Cascade, open_cascade
 from diffjax.data.rejects import Rejects
 from diffjax.data.source import Source
-from diffjax.data.transforms import downsample
-from diffjax.diffusion import resizing
 from diffjax.errors import UserError
+from diffjax.evaluation import tables
 from diffjax.evaluation.grids import sheet, write_png
+from diffjax.evaluation.report import Comparison
 from diffjax.evaluation.retrieval import Retrieval, nearest_pictures, retrieval, shuffled
+from diffjax.evaluation.tables import Result
 from diffjax.experiment import build_source, usable_examples
+from diffjax.measures import extractor_of, pictures, reference_for
 from diffjax.parallel import hosts
 from diffjax.parallel.mesh import check_batch
+from diffjax.report import write_report, write_results
+from diffjax.samples import Asked, ask, fingerprint
+from diffjax.score_folder import score_folder
+from diffjax.scoring import FOLDER, Task, compared_pictures, sampled, score_restored, score_variant
+from diffjax.sweep import Variant, up_to, variants
 
 RESULTS = "evaluation.json"
 
@@ -38,27 +44,43 @@ class SplitResult(NamedTuple):
     sheet: str
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
-    """Sample captions of each split once, write a sheet of each, and print caption retrieval.
+def evaluate(config: ConfigDict, workdir: Path, *, measure: bool = True) -> None:
+    """Sample captions of each split, write a sheet of each, and print measures and caption retrieval.
 
     Retrieval looks for each base sample's nearest pictures (mean squared pixel distance at the base
     resolution) among the base stage's training pictures and those of the split. The last lines printed are
-    the first split's score and its sheet. A repeated call on the same checkpoints prints what is known.
+    the first split's score and its sheet. A repeated call on the same checkpoints prints what is known; one
+    that follows a call that was stopped samples and measures only what is missing.
+
+    Args:
+      config: a cascade's configuration.
+      workdir: receives `evaluation/`, the sheets and `report.html`.
+      measure: compute all measures, of `num_images` samples, the sweep's and the baselines'; otherwise look
+        at `num_prompts` samples only.
+
+    Raises:
+      UserError: a stage, a picture or a reference is missing, or settings do not fit together.
     """
+    for key, least in {"num_prompts": 1, "num_images": 2, "num_restored": 0, "sheet_rows": 1}.items():
+        if config.evaluate[key] < least:
+            raise UserError(f"evaluate.{key}={config.evaluate[key]}; expected at least {least}.")
     with workdirs.hold(workdir, first=hosts.is_first()):
-        cascade = open_cascade(config, workdir)
+        if config.evaluate.folder:
+            score_folder(config, workdir)
+            return
+        cascade = up_to(open_cascade(config, workdir), config.evaluate.stage)
         check_batch(config.batch_size, cascade.mesh)
-        identity = _identity(config, cascade)
-        results = _known(workdir, identity)
-        missing = hosts.anywhere(np.array(results is None))  # in one process, and all sample again
-        if results is None or missing:
-            train = _open(cascade)
-            results = {
-                split: evaluate_split(config, cascade, train, split, workdir)
-                for split in config.evaluate.splits
-            }
+        identity = _identity(config, cascade, measure)
+        known = _known(workdir, identity)
+        missing = hosts.anywhere(np.array(known is None))  # in one process, and all sample again
+        if known is None or missing:
+            known = _evaluate_splits(config, cascade, workdir, measure)
             if hosts.is_first():
-                _remember(workdir, identity, results)
+                _remember(workdir, identity, *known)
+    results, table = known
+    if table:
+        print(f"\n{table}\n\n{workdir / FOLDER / 'results.csv'}")
+    print(workdir / "report.html")
     for split, result in reversed(results.items()):
         name = "retrieval" if split == config.evaluate.splits[0] else f"{split}: retrieval"
         score, control = result.score, result.control
@@ -69,38 +91,66 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
         print(workdir / result.sheet, flush=True)
 
 
-def evaluate_split(
-    config: ConfigDict, cascade: Cascade, train: Source, split: str, workdir: Path
-) -> SplitResult:
-    """Sample captions of a split, score them and write their sheet."""
-    base, final = cascade.stages[0], cascade.stages[-1]
-    data = base.config.data
-    source = train if split == data.split else _open(cascade, split)
-    count = min(config.evaluate.num_prompts, len(source))
-    chosen = [i * len(source) // count for i in range(count)]
-    captions = [source.captions[i] for i in chosen]
-    concepts = [source.concepts[i] for i in chosen]
-
-    print(f"Sampling {count} captions of {source.name}.", flush=True)
-    cond = encode_prompts(cascade, captions, print)
-    keys = image_keys(config.seed, captions, [0] * count)
-    images = generate(cascade, cond, keys, batch_size=config.batch_size)
-
-    sources = (train,) if source is train else (train, source)
-    gallery = np.stack([_at(part, i, base.stage.resolution) for part in sources for i in range(len(part))])
-    gallery_concepts = [concept for part in sources for concept in part.concepts]
-    nearest = nearest_pictures(images[0], gallery)
-    score = retrieval(nearest, gallery_concepts, concepts)
-    control = retrieval(nearest, gallery_concepts, shuffled(concepts, config.seed))
-
-    rows = min(config.evaluate.sheet_rows, count)
-    shown = [i * count // rows for i in range(rows)]
-    name = f"sheet-{split}.png"
-    picture = _sheet(cascade, source, images, [(i, chosen[i]) for i in shown])
+def _evaluate_splits(
+    config: ConfigDict, cascade: Cascade, workdir: Path, measure: bool
+) -> tuple[dict[str, SplitResult], str]:
+    """What came out for every split, and the table of measures as text."""
+    settings = config.evaluate
+    ways = variants(config, cascade, workdir) if measure else variants(config, cascade, workdir)[:1]
+    extractor = extractor_of(settings.features, settings.weights, cascade.mesh, print) if measure else None
+    train = _open(cascade)
+    found, results, comparisons = {}, list[Result](), list[Comparison]()
+    for split in settings.splits:
+        source = train if split == cascade.stages[0].config.data.split else _open(cascade, split)
+        reference = None
+        if extractor is not None:
+            final = cascade.stages[-1]
+            reference = reference_for(
+                settings, source, final.stage.resolution, extractor, final.config, print
+            )
+        gallery = _gallery(cascade, train, source)
+        task = Task(config, workdir / FOLDER, split, source, gallery, extractor, reference, print)
+        asked = ask(
+            source.captions, settings.num_images if measure else min(settings.num_prompts, len(source))
+        )
+        for way in ways if measure else ():
+            print(f"{split}: {way.name}.", flush=True)
+            results += score_variant(task, way, asked)
+        found[split], comparison = _look(task, ways[0], asked, workdir)
+        comparisons.append(comparison)
+        if measure:
+            restored, shown = score_restored(task, cascade, ways[0].samplers, asked)
+            results += restored
+            comparisons += [shown] if shown else []
     if hosts.is_first():
-        write_png(workdir / name, picture, {"seed": str(config.seed), "split": split})
-        _write_all(workdir / f"samples-{split}", images[-1], captions, final.name)
-    return SplitResult(score, control, name)
+        if results:
+            write_results(workdir / FOLDER, results)
+        write_report(config, workdir, results, comparisons)
+    return found, tables.to_text(results) if results else ""
+
+
+def _look(task: Task, way: Variant, asked: Asked, workdir: Path) -> tuple[SplitResult, Comparison]:
+    """Caption retrieval and its control; writes the sheet and every sample as a PNG file."""
+    split, seed, last = task.split, task.config.seed, way.cascade.stages[-1].name
+    gallery, shown = task.gallery
+    concepts = [task.source.concepts[i] for i in asked.places]
+    places, start = [], 0
+    for images in sampled(task, way.cascade, way.samplers, asked)[1]:
+        places.append(nearest_pictures(images[0], gallery))
+        for image in images[-1] if hosts.is_first() else ():
+            path = workdir / f"samples-{split}" / f"{start:04d}.png"
+            write_png(path, image, {"prompt": asked.captions[start], "stage": last})
+            start += 1
+    nearest = np.concatenate(places)
+    score = retrieval(nearest, shown, concepts)
+    control = retrieval(nearest, shown, shuffled(concepts, seed))
+    comparison = compared_pictures(task, way, asked)
+    name = f"sheet-{split}.png"
+    if hosts.is_first():
+        side = max(way.cascade.stages[-1].stage.resolution, 96)
+        picture = sheet(comparison.names, comparison.items, side=side, blocks=2)
+        write_png(workdir / name, picture, {"seed": str(seed), "split": split})
+    return SplitResult(score, control, name), comparison
 
 
 def _open(cascade: Cascade, split: str | None = None) -> Source:
@@ -110,45 +160,28 @@ def _open(cascade: Cascade, split: str | None = None) -> Source:
     return usable_examples(config, source, Rejects(), decode=True, log=print)
 
 
-def _sheet(
-    cascade: Cascade, source: Source, images: list[np.ndarray], pairs: list[tuple[int, int]]
-) -> np.ndarray:
-    """Rows of: base sample, its bilinear upsampling, the cascade's sample, the real picture."""
-    base, final = cascade.stages[0].stage, cascade.stages[-1].stage
-    headers = [f"base {base.resolution} px", "bilinear", f"cascade {final.resolution} px", "real"]
-    rows = []
-    for i, j in pairs:
-        small = images[0][i]
-        wide = resizing.upsample(stages.to_model_range(small[None]), final.resolution // base.resolution)
-        bilinear = np.asarray(stages.to_pixels(wide))[0]
-        rows.append((source.captions[j], [small, bilinear, images[-1][i], _at(source, j, final.resolution)]))
-    return sheet(headers, rows, side=max(final.resolution, 96), blocks=2)
+def _gallery(cascade: Cascade, train: Source, source: Source) -> tuple[np.ndarray, list[str]]:
+    """The pictures that samples are compared with for retrieval, and what each shows."""
+    sources = (train,) if source is train else (train, source)
+    resolution = cascade.stages[0].stage.resolution
+    gallery = np.concatenate([part for origin in sources for part in pictures(origin, resolution)])
+    return gallery, [concept for origin in sources for concept in origin.concepts]
 
 
-def _at(source: Source, i: int, resolution: int) -> np.ndarray:
-    """A picture of the source, brought to a resolution."""
-    if source.resolution % resolution:
-        raise UserError(f"pictures of {source.resolution} px cannot be shown at {resolution} px.")
-    return downsample(source[i].image, source.resolution // resolution)
-
-
-def _write_all(folder: Path, images: np.ndarray, captions: list[str], stage: str) -> None:
-    for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        write_png(folder / f"{i:04d}.png", image, {"prompt": caption, "stage": stage})
-
-
-def _identity(config: ConfigDict, cascade: Cascade) -> dict[str, object]:
+def _identity(config: ConfigDict, cascade: Cascade, measure: bool) -> dict[str, object]:
     """What an evaluation depends on."""
     values = json.loads(config.to_json_best_effort())
     return {
         "steps": {item.name: item.step for item in cascade.stages},
+        "parameters": {item.name: fingerprint(item.params) for item in cascade.stages},
         "seed": values["seed"],
+        "measure": measure,
         "evaluate": values["evaluate"],
         "samplers": {name: entry["sampler"] for name, entry in values["stages"].items()},
     }
 
 
-def _known(workdir: Path, identity: dict[str, object]) -> dict[str, SplitResult] | None:
+def _known(workdir: Path, identity: dict[str, object]) -> tuple[dict[str, SplitResult], str] | None:
     """The results of an earlier evaluation of the same, if there are any."""
     try:
         kept = json.loads((workdir / RESULTS).read_text(encoding="utf-8"))
@@ -158,13 +191,21 @@ def _known(workdir: Path, identity: dict[str, object]) -> dict[str, SplitResult]
             split: SplitResult(Retrieval(*r["score"]), Retrieval(*r["control"]), str(r["sheet"]))
             for split, r in kept["results"].items()
         }
+        table = str(kept["table"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return results if all((workdir / r.sheet).is_file() for r in results.values()) else None
+    there = [workdir / r.sheet for r in results.values()] + [workdir / "report.html"]
+    return (results, table) if all(path.is_file() for path in there) else None
 
 
-def _remember(workdir: Path, identity: dict[str, object], results: dict[str, SplitResult]) -> None:
-    kept = {"identity": identity, "results": {split: r._asdict() for split, r in results.items()}}
+def _remember(
+    workdir: Path, identity: dict[str, object], results: dict[str, SplitResult], table: str
+) -> None:
+    kept = {
+        "identity": identity,
+        "results": {split: r._asdict() for split, r in results.items()},
+        "table": table,
+    }
     path = workdir / RESULTS
     try:
         path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")

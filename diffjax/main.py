@@ -29,10 +29,10 @@ _MODE = flags.DEFINE_enum(
     "auto",
     MODES,
     "train: train the stage, or those stages of a cascade that it brings along. sample: images for "
-    "config.prompts. evaluate: a sheet and caption retrieval. plan: what memory, traffic and time it "
-    "would take. data: check every picture and caption. checkpoint: list, verify, export or average what "
-    "a run has saved (--action). auto: train what there is to train; then evaluate a cascade that was "
-    "trained, sample one that was not.",
+    "config.prompts. evaluate: measures, sheets and a report, of samples or of a folder of "
+    "pictures. plan: what memory, traffic and time it would take. data: check every picture and caption. "
+    "checkpoint: list, verify, export or average what a run has saved (--action). auto: train what there is "
+    "to train; then look at samples of a cascade that was trained, or sample one that was not.",
 )
 _TOPOLOGY = flags.DEFINE_string(
     "topology",
@@ -103,7 +103,7 @@ def run(config: ConfigDict, workdir: Path, mode: str) -> None:
     if mode == "evaluate" or (mode == "auto" and trainable):
         from diffjax.evaluate import evaluate
 
-        evaluate(config, workdir)
+        evaluate(config, workdir, measure=mode == "evaluate")
     if mode == "sample" or (mode == "auto" and not trainable):
         from diffjax.sample import sample
 

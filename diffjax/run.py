@@ -34,6 +34,7 @@ from diffjax.experiment import (
 )
 from diffjax.feed import AHEAD, Batch, Feed
 from diffjax.latents import cache_latents, draw, open_codec
+from diffjax.monitor import make_evaluation
 from diffjax.parallel import hosts
 from diffjax.parallel.mesh import batch_rows, batch_sharding, check_batch, make_mesh, replicated
 from diffjax.parallel.rules import Rules, param_shardings
@@ -67,6 +68,7 @@ class Run:
       key: of all chance in the updates.
       update: `(state, batch, key) -> (state, metrics)`, compiled at its first call.
       preview: from averaged parameters to a picture.
+      evaluate: from averaged parameters to measures by their names; None if there are to be none.
       feed: the batches.
       watch: judges the losses.
       unread: metrics of the last steps.
@@ -86,6 +88,7 @@ class Run:
     key: jax.Array
     update: Callable[..., Any]
     preview: Callable[[Any], np.ndarray]
+    evaluate: Callable[[Any], dict[str, float]] | None
     feed: Feed
     watch: LossWatch
     unread: MetricsBuffer
@@ -116,6 +119,7 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
     mesh = make_mesh(**config.mesh)
     check_batch(config.batch_size, mesh, accumulate=config.accumulate)
     preview_settings = build_sampler(adopt_sampler(config.preview.sampler, config), "preview.sampler")
+    eval_settings = build_sampler(adopt_sampler(config.eval.sampler, config), "eval.sampler")
     optimizer, learning_rate = build_optimizer(config)
     decay = build_ema(config)
     kept = {name: config.checkpoint[name] for name in ("keep", "keep_every", "keep_best")}
@@ -151,6 +155,7 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
     table = build_text_table(config, encoder, captions, log=print)
     model = build_stage(config, **text_widths(table))
     check_sampler(model.stage, preview_settings, "preview.sampler")
+    check_sampler(model.stage, eval_settings, "eval.sampler")
 
     latents = cache_latents(config, model.stage, source, log=say, check=leave_if_asked)
     rows = batch_rows(config.batch_size, mesh)
@@ -194,6 +199,9 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
         f"steps {first:,} to {config.steps:,}, {mesh.size} {jax.devices()[0].platform} device(s); "
         f"in {workdir}",
     )
+    evaluate = None
+    if config.eval.every:
+        evaluate = make_evaluation(config, model, eval_settings, source, rejects, table, mesh, codec, log=say)
     # Between trouble and its being noticed: as many steps as it takes, and those under way.
     remember = max(config.recovery.max_skips, config.recovery.spike_steps) + AHEAD + 1
     run = Run(
@@ -210,6 +218,7 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
         key=hosts.spread(step_key, replicated(mesh)),
         update=compile_train_step(step_fn, shardings, batch_sharding(mesh), replicated(mesh)),
         preview=make_preview(config, model, preview_settings, source, rejects, table, codec),
+        evaluate=evaluate,
         feed=Feed(loader, mesh, finish, remember=remember),
         watch=LossWatch(**{name: config.recovery[name] for name in ("max_skips", "spike", "spike_steps")}),
         unread=MetricsBuffer(),

@@ -17,7 +17,8 @@ _MAX_INT = 2**53  # no number of a run comes near, and larger ones overflow wher
 
 # Keys that may differ when a run is resumed: they change what is seen or where, not what is learnt.
 FREE_KEYS: tuple[str, ...] = ("log_every", "mesh", "attention", "accumulate", "optimizer.offload")
-FREE_KEYS += ("checkpoint", "recovery", "preview", "data.cache_dir", "data.num_threads", "data.max_rejects")
+FREE_KEYS += ("checkpoint", "recovery", "preview", "eval")
+FREE_KEYS += ("data.cache_dir", "data.num_threads", "data.max_rejects")
 
 
 def to_json(config: ConfigDict) -> str:

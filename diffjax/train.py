@@ -100,6 +100,8 @@ def make_steps(
             last = step == config.steps
             if config.preview.every and step > run.first and (last or step % config.preview.every == 0):
                 show_preview(run.preview(state.ema_params), step, run.workdir, writer)
+            if run.evaluate and step > run.first and (last or step % config.eval.every == 0):
+                writer.scalars(step, run.evaluate(state.ema_params))
             since = time.monotonic() - saved_at
             late = checkpoints.failed and since > RETRY_SECONDS
             late |= 0.0 < 60.0 * config.checkpoint.minutes < since

@@ -7,8 +7,8 @@ Hardware:  what the stages were trained on, or less.
 Time:      not measured yet.
 Result:    the stages are not trained yet at this size; configs/quickstart.py has measured results.
 
-Evaluation makes a sheet and measures caption retrieval for captions of the training pictures, for
-concepts that were never shown, and for concepts that were shown in the other style only.
+Evaluation measures 500 samples each, and makes a report, for captions of the training pictures, for concepts
+that were never shown, and for concepts that were shown in the other style only. See docs/evaluation.md.
 """
 
 from ml_collections import ConfigDict

@@ -40,5 +40,6 @@ def get_config():
     config.prompts = "red apple; black cat"
     config.batch_size = 8
     config.evaluate.num_prompts = 8
+    config.evaluate.num_images, config.evaluate.num_restored = 16, 4
     config.evaluate.sheet_rows = 2
     return config
