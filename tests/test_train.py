@@ -1,8 +1,12 @@
 import json
+import runpy
 
 import numpy as np
+import program
 from PIL import Image
-from runs import STAGES, metrics
+from runs import STAGES, metrics, saved_steps
+
+from diffjax.train import train
 
 
 def test_an_uninterrupted_run_leaves_what_it_promises(trained):
@@ -24,3 +28,11 @@ def test_an_uninterrupted_run_leaves_what_it_promises(trained):
     assert steps == dict.fromkeys(STAGES, 6)
     with Image.open(trained / "sheet-train.png") as sheet:
         assert sheet.width > sheet.height / 2
+
+
+def test_a_run_is_saved_by_the_clock_too(cache_dir, tmp_path):
+    config = runpy.run_path(str(program.TINY_STAGE))["get_config"]()
+    config.data.cache_dir, config.steps = str(cache_dir), 3
+    config.checkpoint.every, config.checkpoint.minutes = 1000, 1e-9
+    train(config, tmp_path)
+    assert saved_steps(tmp_path) == [1, 2, 3]
