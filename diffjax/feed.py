@@ -59,8 +59,8 @@ class Feed:
         return self._finish(batch, step)
 
     def taken(self, number: int) -> Taken:
-        """What is remembered of the batch of update `number`."""
-        return next(taken for taken in self._taken if taken.step == number)
+        """What is remembered of the batch of update `number`; of the oldest, if that is forgotten."""
+        return next(taken for taken in self._taken if taken.step >= number)
 
     def get_state(self) -> dict[str, Any]:
         """The loader's position after the last batch that was taken."""

@@ -52,7 +52,7 @@ class LossWatch:
     def __init__(self, *, max_skips: int, spike: float, spike_steps: int) -> None:
         self._max_skips, self._spike, self._spike_steps = max_skips, spike, spike_steps
         self._losses: deque[float] = deque(maxlen=WINDOW)
-        self._high: list[float] = []
+        self._high: list[tuple[int, float]] = []  # updates and their losses
         self._skips = 0
         self.skipped = 0
 
@@ -68,15 +68,16 @@ class LossWatch:
         self._skips = 0
         usual, spread = self._usual()
         if self._spike and (loss - usual) > self._spike * spread:
-            self._high.append(loss)
+            self._high.append((step, loss))
             if len(self._high) >= self._spike_steps:
+                least = min(loss for _, loss in self._high)
                 why = (
-                    f"the loss rose to {min(self._high):.4g} and more for {len(self._high)} updates, from "
-                    f"{usual:.4g} (a z-score of {(min(self._high) - usual) / spread:.0f})"
+                    f"the loss rose to {least:.4g} and more for {len(self._high)} updates, from "
+                    f"{usual:.4g} (a z-score of {(least - usual) / spread:.0f})"
                 )
-                return Trouble(step - len(self._high) + 1, step, why, finite=True)
+                return Trouble(self._high[0][0], step, why, finite=True)
             return None
-        self._losses.extend([*self._high, loss])  # a few high ones were no spike
+        self._losses.extend([*(high for _, high in self._high), loss])  # a few high ones were no spike
         self._high = []
         return None
 
@@ -88,7 +89,7 @@ class LossWatch:
         """What it knows, as JSON can hold it."""
         return {
             "losses": list(self._losses),
-            "high": self._high,
+            "high": [list(pair) for pair in self._high],
             "skips": self._skips,
             "skipped": self.skipped,
         }
@@ -96,7 +97,8 @@ class LossWatch:
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from what `get_state` gave."""
         self._losses = deque(state["losses"], maxlen=WINDOW)
-        self._high, self._skips, self.skipped = list(state["high"]), state["skips"], state["skipped"]
+        self._high = [(step, loss) for step, loss in state["high"]]
+        self._skips, self.skipped = state["skips"], state["skipped"]
 
     def _usual(self) -> tuple[float, float]:
         if len(self._losses) < _ENOUGH:

@@ -54,6 +54,11 @@ def test_losses_that_stay_high_are_a_spike_and_the_first_of_them_is_named():
     assert "50" in trouble.why
 
 
+def test_skipped_updates_do_not_hide_where_a_spike_began():
+    trouble = see(watch(), [*noise(300), 50.0, NAN, 50.0, NAN, NAN, 50.0, 50.0])
+    assert (trouble.first, trouble.last) == (301, 307)
+
+
 def test_losses_of_one_value_have_a_spread_too():
     assert see(watch(), [*[1.0] * 100, *[1.07] * 10]) is None
     assert see(watch(), [*[1.0] * 100, *[1.09] * 10]) is not None
