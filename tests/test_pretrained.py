@@ -77,7 +77,7 @@ def one_device(monkeypatch):
     mesh = jax.make_mesh(
         (1, 1), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:1]
     )
-    for module in ("diffjax.cascade", "diffjax.train"):
+    for module in ("diffjax.cascade", "diffjax.run"):
         monkeypatch.setattr(f"{module}.make_mesh", lambda **_: mesh)
 
 

@@ -60,6 +60,7 @@ def metrics(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_bad_batches_are_skipped_and_counted(config, poison, tmp_path):
     poison(3, 4, 7)
     train(config, tmp_path)

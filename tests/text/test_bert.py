@@ -170,7 +170,7 @@ def test_damaged_weights(tmp_path, raw, content):
         ("num_hidden_layers", 10**9),
         ("num_attention_heads", 0),
         ("intermediate_size", True),
-        ("layer_norm_eps", float("nan")),
+        ("layer_norm_eps", float("inf")),
         ("layer_norm_eps", "x" * 10_000),
         ("hidden_act", "gelu_new"),
         ("model_type", "roberta"),

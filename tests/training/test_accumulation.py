@@ -123,6 +123,7 @@ def test_parts_have_equal_shares_of_each_device_and_dropout_of_their_own(parts):
     assert len({u for _, u in seen}) == parts
 
 
+@pytest.mark.slow
 def test_no_example_moves_between_devices():
     mesh = make_mesh()
     update, *arguments = compiled(mesh, 4, model_of())
