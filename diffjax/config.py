@@ -177,9 +177,16 @@ def cascade_config() -> ConfigDict:
             "stage": "",  # measure what this stage makes, without those after it; "": the last one's
             "features": "efficientnet_lite0",  # what distances are measured in; "": nothing is
             "weights": "",  # the folder of that network's weights, where they come with no package
+            "clip": "",  # the folder of a CLIP of transformers, for CLIP score, R-precision and CMMD
+            "lpips": "",  # the folder of LPIPS's weights (AlexNet), for diversity and super-resolution
             "reference": "",  # a .npz of statistics to compare with, in place of the split's pictures
             "folder": "",  # measure the pictures in this folder, whoever made them, and sample nothing
             "baselines": True,  # measure the base stage's images too, enlarged without a network
+            # How well each stage knows a split's own pictures: its error at fixed noise levels.
+            "held_out": {
+                "num_images": 0,  # 0: not measured
+                "bits": False,  # bits per dimension too: 128 evaluations of the network for a picture
+            },
             # Other values of a stage's sampler to try, beside the configured ones.
             "sweep": {
                 "stage": "",  # whose sampler; "": the base stage's

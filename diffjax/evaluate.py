@@ -13,18 +13,30 @@ from diffjax.data.rejects import Rejects
 from diffjax.data.source import Source
 from diffjax.errors import UserError
 from diffjax.evaluation import tables
-from diffjax.evaluation.grids import sheet, write_png
+from diffjax.evaluation.grids import write_png
 from diffjax.evaluation.report import Comparison
 from diffjax.evaluation.retrieval import Retrieval, nearest_pictures, retrieval, shuffled
 from diffjax.evaluation.tables import Result
 from diffjax.experiment import build_source, usable_examples
-from diffjax.measures import extractor_of, pictures, reference_for
+from diffjax.judges import Judges, Known, Suspects, judge_real, known_of, open_judges
+from diffjax.measures import pictures
 from diffjax.parallel import hosts
 from diffjax.parallel.mesh import check_batch
 from diffjax.report import write_report, write_results
 from diffjax.samples import Asked, ask, fingerprint
 from diffjax.score_folder import score_folder
-from diffjax.scoring import FOLDER, Task, compared_pictures, sampled, score_restored, score_variant
+from diffjax.scoring import (
+    FOLDER,
+    Task,
+    chosen_images,
+    compared_pictures,
+    copied_pictures,
+    sampled,
+    score_restored,
+    score_variant,
+    write_sheet,
+)
+from diffjax.stage_scores import score_stages
 from diffjax.sweep import Variant, up_to, variants
 
 RESULTS = "evaluation.json"
@@ -61,9 +73,11 @@ def evaluate(config: ConfigDict, workdir: Path, *, measure: bool = True) -> None
     Raises:
       UserError: a stage, a picture or a reference is missing, or settings do not fit together.
     """
-    for key, least in {"num_prompts": 1, "num_images": 2, "num_restored": 0, "sheet_rows": 1}.items():
-        if config.evaluate[key] < least:
-            raise UserError(f"evaluate.{key}={config.evaluate[key]}; expected at least {least}.")
+    settings = {**config.evaluate, "held_out.num_images": config.evaluate.held_out.num_images}
+    least_of = {"num_prompts": 1, "num_images": 2, "num_restored": 0, "sheet_rows": 1}
+    for key, least in {**least_of, "held_out.num_images": 0}.items():
+        if settings[key] < least:
+            raise UserError(f"evaluate.{key}={settings[key]}; expected at least {least}.")
     with workdirs.hold(workdir, first=hosts.is_first()):
         if config.evaluate.folder:
             score_folder(config, workdir)
@@ -97,36 +111,55 @@ def _evaluate_splits(
     """What came out for every split, and the table of measures as text."""
     settings = config.evaluate
     ways = variants(config, cascade, workdir) if measure else variants(config, cascade, workdir)[:1]
-    extractor = extractor_of(settings.features, settings.weights, cascade.mesh, print) if measure else None
+    judges = open_judges(settings, cascade.mesh, print) if measure else Judges()
+    final = cascade.stages[-1]
     train = _open(cascade)
     found, results, comparisons = {}, list[Result](), list[Comparison]()
     for split in settings.splits:
         source = train if split == cascade.stages[0].config.data.split else _open(cascade, split)
-        reference = None
-        if extractor is not None:
-            final = cascade.stages[-1]
-            reference = reference_for(
-                settings, source, final.stage.resolution, extractor, final.config, print
-            )
+        known = Known()
+        if measure:
+            known = known_of(judges, settings, source, train, final.stage.resolution, final.config, print)
         gallery = _gallery(cascade, train, source)
-        task = Task(config, workdir / FOLDER, split, source, gallery, extractor, reference, print)
-        asked = ask(
-            source.captions, settings.num_images if measure else min(settings.num_prompts, len(source))
-        )
+        task = Task(config, workdir / FOLDER, split, source, train, gallery, judges, known, print)
+        count = settings.num_images if measure else min(settings.num_prompts, len(source))
+        asked = ask(source.captions, count)
+        copied = None
         for way in ways if measure else ():
             print(f"{split}: {way.name}.", flush=True)
-            results += score_variant(task, way, asked)
+            scored, suspects = score_variant(task, way, asked)
+            results += scored
+            if way is ways[0]:
+                copied = _copies(task, way, asked, suspects, workdir)
         found[split], comparison = _look(task, ways[0], asked, workdir)
         comparisons.append(comparison)
         if measure:
             restored, shown = score_restored(task, cascade, ways[0].samplers, asked)
-            results += restored
-            comparisons += [shown] if shown else []
+            comparisons += [part for part in (copied, shown) if part]
+            results += [*restored, *_real(task, cascade), *score_stages(task, cascade)]
     if hosts.is_first():
         if results:
             write_results(workdir / FOLDER, results)
         write_report(config, workdir, results, comparisons)
     return found, tables.to_text(results) if results else ""
+
+
+def _real(task: Task, cascade: Cascade) -> list[Result]:
+    """What measures say of the split's own pictures, beside which those of samples are to be seen."""
+    captions = task.source.captions if cascade.encoder is not None else ()
+    scores = judge_real(task.judges, task.known, captions, seed=task.config.seed)
+    return [Result(task.split, "real pictures", {}, len(task.source), 0, scores)] if scores else []
+
+
+def _copies(task: Task, way: Variant, asked: Asked, suspects: Suspects, workdir: Path) -> Comparison | None:
+    """The samples that look most like copies of training pictures; writes the sheet of them."""
+    if not suspects:
+        return None
+    _, parts = sampled(task, way.cascade, way.samplers, asked)
+    images = chosen_images(parts, [i for i, _, _ in suspects])
+    comparison = copied_pictures(task.split, task.train, suspects, images, asked.captions)
+    write_sheet(workdir / f"memorisation-{task.split}.png", comparison, split=task.split)
+    return comparison
 
 
 def _look(task: Task, way: Variant, asked: Asked, workdir: Path) -> tuple[SplitResult, Comparison]:
@@ -146,10 +179,7 @@ def _look(task: Task, way: Variant, asked: Asked, workdir: Path) -> tuple[SplitR
     control = retrieval(nearest, shown, shuffled(concepts, seed))
     comparison = compared_pictures(task, way, asked)
     name = f"sheet-{split}.png"
-    if hosts.is_first():
-        side = max(way.cascade.stages[-1].stage.resolution, 96)
-        picture = sheet(comparison.names, comparison.items, side=side, blocks=2)
-        write_png(workdir / name, picture, {"seed": str(seed), "split": split})
+    write_sheet(workdir / name, comparison, seed=str(seed), split=split)
     return SplitResult(score, control, name), comparison
 
 

@@ -2,9 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from diffjax.data.source import Source
 from diffjax.data.transforms import downsample
 from diffjax.errors import UserError
 from diffjax.evaluation.distances import frechet_infinity, frechet_to, kid
-from diffjax.evaluation.errorbars import Value, bootstrap, mean_error
+from diffjax.evaluation.errorbars import Value, jackknife, mean_error
 from diffjax.evaluation.features import Extractor, Features
 from diffjax.evaluation.precision import precision_recall_density_coverage
 from diffjax.evaluation.scores import inception_score
@@ -29,9 +29,9 @@ Scores = dict[str, Value]
 Log = Callable[[str], None]
 
 # Measures of which less is better; of all others, more.
-LESS_IS_BETTER = ("FD", "FID", "KID", "CMMD", "LPIPS")
+LESS_IS_BETTER = ("FD", "FID", "KID", "CMMD", "MMD", "LPIPS")
 
-_DRAWS = 20  # of a bootstrap
+_GROUPS = 10  # of a jackknife
 _NEIGHBOURS = 5
 _BATCH = 256
 
@@ -139,7 +139,8 @@ def reference_of(
     pixels = hashlib.sha256()
     for part in (at(source, i, resolution) for i in range(0, len(source), max(1, len(source) // 64))):
         pixels.update(part.tobytes())  # of some: decoding all would take as long as the network does
-    told = f"{fingerprint(source)} {resolution} {extractor.name} {_weights(extractor)} {pixels.hexdigest()}"
+    weights = params_digest(extractor.params)
+    told = f"{fingerprint(source)} {resolution} {extractor.name} {weights} {pixels.hexdigest()}"
     digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     path = cache_dir / "evaluation" / f"{digest}.npz"
     name = f"{len(source):,} pictures of {source.name}"
@@ -156,9 +157,10 @@ def reference_of(
     return Reference(name, digest, *known)
 
 
-def _weights(extractor: Extractor) -> str:
+def params_digest(params: Any) -> str:
+    """A digest of a network's parameters."""
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(extractor.params):
+    for leaf in jax.tree.leaves(params):
         digest.update(np.ascontiguousarray(leaf).tobytes())
     return digest.hexdigest()
 
@@ -196,10 +198,14 @@ def see(extractor: Extractor, images: np.ndarray) -> Features:
 
 def features_of(extractor: Extractor, parts: Iterable[np.ndarray]) -> Features:
     """Features of images that come in parts."""
-    found = [see(extractor, images) for images in parts]
-    logits = [part.logits for part in found if part.logits is not None]
+    return joined([see(extractor, images) for images in parts])
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Features of parts, at least one, as one."""
+    logits = [part.logits for part in parts if part.logits is not None]
     return Features(
-        np.concatenate([part.features for part in found]), np.concatenate(logits) if logits else None
+        np.concatenate([part.features for part in parts]), np.concatenate(logits) if logits else None
     )
 
 
@@ -211,7 +217,11 @@ def compare(seen: Features, extractor: Extractor, reference: Reference, *, seed:
     """
     features, name = seen.features, extractor.distance
     distance = frechet_to(reference.statistics)
-    scores = {name: bootstrap(distance, features, draws=_DRAWS, seed=seed)}
+    groups = min(_GROUPS, len(features) // 2)  # without one, there must be two examples left
+    if groups > 1:
+        scores = {name: jackknife(distance, features, groups=groups, seed=seed)}
+    else:
+        scores = {name: Value(distance(features), math.nan)}
     if len(features) >= 10 * extractor.width:  # below that it is no line, see there
         scores[f"{name} infinity"] = frechet_infinity(features, reference.statistics, seed=seed)
     if reference.features is not None:

@@ -115,7 +115,7 @@ def report(
       source: where the examples come from.
       workdir: the run's.
       times: how often the run had gone back.
-      good: the step of the newest checkpoint; None if there is none.
+      good: the step of the newest checkpoint of before the trouble; None if there is none.
     """
     places = _everywhere(taken.places)
     keys = [source.keys[i] for i in places]
@@ -137,7 +137,7 @@ def report(
     shown = bad or keys
     names = ", ".join(shown[:_NAMED]) + (", …" if len(shown) > _NAMED else "")
     where = f" The first that is not finite: {diagnosis.where}." if diagnosis and diagnosis.where else ""
-    kept = f"the checkpoint of step {good:,} is good" if good is not None else "there is no checkpoint yet"
+    kept = f"the checkpoint of step {good:,} is good" if good is not None else "there is no checkpoint of before"
     again = f", after having gone back {times} times (recovery.max_rollbacks)" if times else ""
     return (
         f"from update {trouble.first:,} on {trouble.why}{again}.{where}\n"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,13 @@ from diffjax.data.source import Source
 from diffjax.diffusion import resizing
 from diffjax.errors import UserError
 from diffjax.evaluation.errorbars import mean_error
-from diffjax.evaluation.features import Extractor, Features
+from diffjax.evaluation.grids import sheet, write_png
 from diffjax.evaluation.images import consistency, psnr, ssim
 from diffjax.evaluation.report import Comparison
 from diffjax.evaluation.retrieval import nearest_pictures
 from diffjax.evaluation.tables import Result
-from diffjax.measures import Reference, Scores, as_json, at, compare, from_json, see, share
+from diffjax.judges import Judges, Known, Seen, Suspects, digest, judge, look, together, variety
+from diffjax.measures import Scores, as_json, at, from_json, share
 from diffjax.parallel import hosts
 from diffjax.report import write_text
 from diffjax.samples import Asked, network_evaluations, sample_set, set_key
@@ -41,9 +42,10 @@ class Task(NamedTuple):
       folder: where samples and scores are kept.
       split: the split's name.
       source: its pictures.
+      train: those that were trained on.
       gallery: pictures at the base stage's resolution, and their concepts, for retrieval.
-      extractor: the feature network, if there is one.
-      reference: what features are compared with, if there is an extractor.
+      judges: the networks that look at images.
+      known: what images are compared with.
       log: receives lines about progress.
     """
 
@@ -51,10 +53,23 @@ class Task(NamedTuple):
     folder: Path
     split: str
     source: Source
+    train: Source
     gallery: tuple[np.ndarray, list[str]]
-    extractor: Extractor | None
-    reference: Reference | None
+    judges: Judges
+    known: Known
     log: Log
+
+
+class Found(NamedTuple):
+    """What was measured.
+
+    Attributes:
+      scores: by the name of the set of images.
+      suspects: of the first set, those that look most like copies of training pictures.
+    """
+
+    scores: dict[str, Scores]
+    suspects: Suspects
 
 
 def enlarged(images: np.ndarray, resolution: int, method: str) -> np.ndarray:
@@ -71,37 +86,46 @@ def enlarged(images: np.ndarray, resolution: int, method: str) -> np.ndarray:
     return np.asarray(stages.to_pixels(resizing.upsample(stages.to_model_range(images), factor)))
 
 
-def score_variant(task: Task, variant: Variant, asked: Asked) -> list[Result]:
-    """Sample a variant, and measure its images and, for the configured one, those of the baselines."""
-    cascade, seed = variant.cascade, task.config.seed
+def score_variant(task: Task, variant: Variant, asked: Asked) -> tuple[list[Result], Suspects]:
+    """Sample a variant, and measure its images and, for the configured one, those of the baselines.
+
+    Returns:
+      the results, and the variant's images that look most like copies of training pictures.
+    """
+    cascade = variant.cascade
     folder, parts = sampled(task, cascade, variant.samplers, asked)
     evaluations = [network_evaluations(item) for item in cascade.stages]
     configured = variant.name == CONFIGURED
     methods = ("bilinear", "nearest") if configured and task.config.evaluate.baselines else ()
     methods = methods if len(cascade.stages) > 1 else ()
     names = [variant.name, *(f"{cascade.stages[0].name} alone, {method}" for method in methods)]
+    captions = asked.captions if cascade.encoder is not None else ()
 
-    def measure() -> dict[str, Scores]:
-        seen: dict[str, list[Features]] = {name: [] for name in names}
-        base, kept = [], []
+    def measure() -> Found:
+        seen: dict[str, list[Seen]] = {name: [] for name in names}
+        base, last, kept = [], [], []
         for images in parts:
             base.append(images[0])
+            last.append(images[-1])
             if len(images) > 1:
                 kept.append(consistency(images[-1], images[-2]))
             side = images[-1].shape[1]
             made = [images[-1], *(enlarged(images[0], side, method) for method in methods)]
             for name, array in zip(names, made, strict=True):
-                if task.extractor is not None:
-                    seen[name].append(see(task.extractor, array))
-        own = retrieval_scores(task, np.concatenate(base), [task.source.concepts[i] for i in asked.places])
+                seen[name].append(look(task.judges, array))
+        whole = {name: together(parts) for name, parts in seen.items()}
+        found = {name: judged(task, whole[name], captions) for name in names}
+        own = variety(task.judges, whole[variant.name], last, asked.places, asked.numbers)
+        own |= retrieval_scores(task, np.concatenate(base), [task.source.concepts[i] for i in asked.places])
         if kept:
             own["consistency (dB)"] = mean_error(np.concatenate(kept))
-        found = {name: _compared(task, features, seed) for name, features in seen.items()}
-        return {**found, variant.name: {**found[variant.name], **own}}
+        scores = {name: part for name, (part, _) in found.items()}
+        return Found({**scores, variant.name: {**scores[variant.name], **own}}, found[variant.name][1])
 
-    scores = _remembered(folder, names, task, measure)
+    path = folder / f"scores-{digest(task.judges, task.known)}.json"
+    scores, suspects = remembered(path, names, measure)
     counts = [sum(evaluations), *([evaluations[0]] * len(methods))]
-    return [
+    results = [
         Result(
             task.split,
             name,
@@ -112,6 +136,13 @@ def score_variant(task: Task, variant: Variant, asked: Asked) -> list[Result]:
         )
         for name, nfe in zip(names, counts, strict=True)
     ]
+    return results, suspects
+
+
+def judged(task: Task, seen: Seen, captions: Sequence[str]) -> tuple[Scores, Suspects]:
+    """What the networks say of images of a split."""
+    count, seed = task.config.evaluate.sheet_rows, task.config.seed
+    return judge(task.judges, task.known, seen, captions, count=count, seed=seed)
 
 
 def retrieval_scores(task: Task, images: np.ndarray, concepts: list[str]) -> Scores:
@@ -144,6 +175,8 @@ def score_restored(
         scores = {"PSNR (dB)": mean_error(psnr(images, real))}
         if side >= _SSIM_SIDE:
             scores["SSIM"] = mean_error(ssim(images, real))
+        if task.judges.lpips is not None:
+            scores[task.judges.lpips.name] = mean_error(task.judges.lpips(images, real))
         scores["consistency (dB)"] = mean_error(consistency(images, low_res))
         results.append(Result(task.split, f"real low-res, {name}", {}, count, cost, scores))
     items = [
@@ -195,27 +228,63 @@ def sampled(
     return folder, sample_set(cascade, asked, folder, **settings)
 
 
-def _compared(task: Task, seen: list[Features], seed: int) -> Scores:
-    if task.extractor is None or task.reference is None:
-        return {}
-    logits = [part.logits for part in seen if part.logits is not None]
-    joined = Features(np.concatenate([s.features for s in seen]), np.concatenate(logits) if logits else None)
-    return compare(joined, task.extractor, task.reference, seed=seed)
+def copied_pictures(
+    split: str,
+    train: Source,
+    suspects: Suspects,
+    images: Mapping[int, np.ndarray],
+    captions: Sequence[str],
+) -> Comparison:
+    """Images beside the training pictures that are nearest to them, most suspicious first.
+
+    Args:
+      split: whose captions the images were made for.
+      train: the training pictures.
+      suspects: which images, and which training pictures.
+      images: those images, by their numbers.
+      captions: of all images, or other names of them.
+    """
+    items = [
+        (f"{ratio:.2f}  {captions[i]}", [images[i], at(train, j, images[i].shape[0])])
+        for i, j, ratio in suspects
+    ]
+    about = (
+        "The images that look most like copies, each with its nearest training picture in the network's "
+        "features. The number is its distance over the mean of those to the next 49: 0 for a copy, near 1 "
+        "for what is like many."
+    )
+    names = ["image", "in training"]
+    return Comparison(f"Nearest training pictures, {split}", about, names, items, 0, 1)
 
 
-def _remembered(
-    folder: Path, names: list[str], task: Task, measure: Callable[[], dict[str, Scores]]
-) -> dict[str, Scores]:
-    """Scores from a file beside the samples, or measured and written there."""
-    path = folder / f"scores-{task.reference.digest if task.reference else 'none'}.json"
-    known: dict[str, Scores] | None = None
+def write_sheet(path: Path, comparison: Comparison, **about: str) -> None:
+    """Write a comparison as a picture; `about` is kept in its metadata. The first process does it."""
+    if hosts.is_first():
+        side = max(comparison.items[0][1][-1].shape[0], 96)
+        write_png(path, sheet(comparison.names, comparison.items, side=side, blocks=2), about)
+
+
+def chosen_images(parts: Iterable[list[np.ndarray]], numbers: Iterable[int]) -> dict[int, np.ndarray]:
+    """Some of the last stage's images of a set that comes in parts, by their numbers."""
+    wanted, found, start = set(numbers), dict[int, np.ndarray](), 0
+    for images in parts:
+        found |= {start + i: image for i, image in enumerate(images[-1]) if start + i in wanted}
+        start += len(images[-1])
+    return found
+
+
+def remembered(path: Path, names: Sequence[str], measure: Callable[[], Found]) -> Found:
+    """What was measured, from a file, or measured and written there."""
+    known: Found | None = None
     try:
         kept = read_json(path)
-        known = {name: from_json(kept[name]) for name in names}
+        scores = {name: from_json(kept["scores"][name]) for name in names}
+        known = Found(scores, [(int(i), int(j), float(ratio)) for i, j, ratio in kept["suspects"]])
     except (UserError, KeyError, ValueError, TypeError):
         known = None
     if hosts.anywhere(np.array(known is None)) or known is None:
         known = measure()
         if hosts.is_first():
-            write_text(path, json.dumps({name: as_json(scores) for name, scores in known.items()}, indent=1))
+            scores_json = {name: as_json(scores) for name, scores in known.scores.items()}
+            write_text(path, json.dumps({"scores": scores_json, "suspects": known.suspects}, indent=1))
     return known

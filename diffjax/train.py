@@ -154,7 +154,7 @@ def recover(run: Run, trouble: Trouble) -> None:
     times = len(recovery.rollbacks(run.workdir))
     with contextlib.suppress(UserError):  # a save that failed, which was said: there are older ones
         run.checkpoints.wait()
-    good = run.checkpoints.latest_step()
+    good = max((step for step in run.checkpoints.steps() if step < trouble.first), default=None)
     if good is None or times >= run.config.recovery.max_rollbacks:
         taken = run.feed.taken(trouble.first)
         diagnosis = None if trouble.finite else look_again(run, trouble)

@@ -124,7 +124,7 @@ def test_a_run_that_has_gone_back_too_often_stops_with_a_report(config, poison, 
 
 def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(config, poison, tmp_path):
     poison(1, 2, 3)
-    with pytest.raises(UserError, match="there is no checkpoint yet"):
+    with pytest.raises(UserError, match="there is no checkpoint of before"):
         train(config, tmp_path)
     assert not (tmp_path / recovery.FILE).exists()
 
