@@ -137,7 +137,7 @@ def report(
     shown = bad or keys
     names = ", ".join(shown[:_NAMED]) + (", …" if len(shown) > _NAMED else "")
     where = f" The first that is not finite: {diagnosis.where}." if diagnosis and diagnosis.where else ""
-    kept = f"the checkpoint of step {good:,} is good" if good is not None else "there is no checkpoint of before"
+    kept = "there is no checkpoint of before" if good is None else f"the checkpoint of step {good:,} is good"
     again = f", after having gone back {times} times (recovery.max_rollbacks)" if times else ""
     return (
         f"from update {trouble.first:,} on {trouble.why}{again}.{where}\n"

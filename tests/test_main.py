@@ -235,7 +235,8 @@ def test_losses_that_are_no_numbers_stop_the_run_and_a_report_says_where_it_bega
     assert "optimizer.learning_rate" in text
     assert "the checkpoint of step 1 is good" in text
     report = json.loads((tmp_path / "run" / "base" / "trouble-2.json").read_text())
-    assert report["first not finite"].startswith("the output of ")
+    # With parameters of 1e30 it is a layer, or the square of what the last one gives.
+    assert report["first not finite"].startswith(("the output of ", "the loss"))
     assert report["first not finite"] in text
     assert len(report["examples of the batch"]) == 8
 
