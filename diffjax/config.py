@@ -344,5 +344,5 @@ def is_cascade(config: ConfigDict) -> bool:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Advice for a name that does not exist: the nearest valid ones, else all."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(name, valid, n=3)
+    close = difflib.get_close_matches(str(name), valid, n=3)  # what was given may be a number
     return f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(valid)}."

@@ -41,6 +41,7 @@ def test_defaults_are_typed():
         ("checkpoint.minutes", -0.5, "which is never"),
         ("eval.every", -1, "which is never"),
         ("data.max_rejects", 1.5, "from 0 to 1"),
+        ("conditions", (6.25,), "there are: guidance, label, size, text"),
         ("data.check", "decoded", "did you mean decode?"),
         ("data.animated", "last", "there are: first, reject"),
     ],

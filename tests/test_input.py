@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from transfers import guarded
 
-from diffjax import train as trains
+from diffjax import run as runs
 from diffjax.config import stage_config
 from diffjax.errors import UserError
+from diffjax.train import train
+from diffjax.training.checkpoint import Checkpoints
 
 
 def config_of(cache_dir, **changes):
@@ -28,7 +30,7 @@ def config_of(cache_dir, **changes):
 def trained(config, workdir, monkeypatch):
     """The batches and the state of a run whose every step forbids transfers that nobody asked for."""
     seen = {"batches": []}
-    compiled, add_states, save = trains.compile_train_step, trains.add_states, trains.Checkpoints.save
+    compiled, add_states, save = runs.compile_train_step, runs.add_states, Checkpoints.save
 
     def recording(*arguments):
         update = compiled(*arguments)
@@ -41,16 +43,16 @@ def trained(config, workdir, monkeypatch):
 
         return run
 
-    def saving(checkpoints, state, position):
+    def saving(checkpoints, state, position, **_):
         seen["state"], seen["position"] = jax.device_get(state), position
 
-    monkeypatch.setattr(trains, "compile_train_step", recording)
-    monkeypatch.setattr(trains, "add_states", guarded(add_states))
-    monkeypatch.setattr(trains.Checkpoints, "save", saving)  # a real one takes seconds
-    trains.train(config, workdir)
+    monkeypatch.setattr(runs, "compile_train_step", recording)
+    monkeypatch.setattr(runs, "add_states", guarded(add_states))
+    monkeypatch.setattr(Checkpoints, "save", saving)  # a real one takes seconds
+    train(config, workdir)
     for name, value in (("compile_train_step", compiled), ("add_states", add_states)):
-        monkeypatch.setattr(trains, name, value)
-    monkeypatch.setattr(trains.Checkpoints, "save", save)
+        monkeypatch.setattr(runs, name, value)
+    monkeypatch.setattr(Checkpoints, "save", save)
     return seen
 
 
@@ -79,4 +81,4 @@ def test_captions_from_the_cache_and_on_the_fly_train_alike(cache_dir, tmp_path,
 
 def test_a_batch_that_does_not_divide_into_its_parts_is_refused(cache_dir, tmp_path):
     with pytest.raises(UserError, match=r"batch_size=8 does not divide over 8 devices and 3 parts.*24"):
-        trains.train(config_of(cache_dir, accumulate=3), tmp_path / "run")
+        train(config_of(cache_dir, accumulate=3), tmp_path / "run")

@@ -17,7 +17,7 @@ MOMENTS = {
     "restoring": ("diffjax.training.checkpoint:Checkpoints.restore", 0.0),
     "preview": ("diffjax.train:show_preview", 0.0),
     "end": ("diffjax.training.progress:TrainingProgress.say", 0.0),
-    "evaluation": ("diffjax.cascade:generate", 0.5),
+    "evaluation": ("diffjax.cascade:generate", 0.0),
 }
 # In an order in which each is reached: those of the first stage, of the second, and of the evaluation.
 KILLS = ["preparation", "compilation", "step", "seal", "restoring", "compilation", "save", "preview", "end"]
