@@ -58,10 +58,13 @@ def values(shapes: Any, seed: int = 0) -> Any:
     return jax.tree.map(value, shapes)
 
 
-def train_program(case: Case, batch: int, dtype: Any, **how: Any) -> tuple[Callable[..., Any], Any, Any]:
-    """The update, and the shapes of its state and of its batch.
+def train_program(
+    case: Case, batch: int, dtype: Any, *, skip_bad: bool = True, **how: Any
+) -> tuple[Callable[..., Any], Any, Any]:
+    """The update, what makes its state, and the shapes of its batch.
 
-    AdamW, clipping of the gradients and a moving average of the parameters, as in training.
+    AdamW, clipping of the gradients and a moving average of the parameters, as in training; `skip_bad`: see
+    `make_train_step`.
     """
     module = case.network(dtype=dtype, **how)
     optimizer = adamw(lambda step: LEARNING_RATE, b2=0.999, clip_norm=CLIP_NORM)
@@ -96,6 +99,7 @@ def train_program(case: Case, batch: int, dtype: Any, **how: Any) -> tuple[Calla
         optimizer,
         decay=lambda step: jnp.float32(DECAY),
         learning_rate=lambda step: LEARNING_RATE,
+        skip_bad=skip_bad,
     )
     return step, init, case.inputs(batch)
 
@@ -109,10 +113,18 @@ def places(count: int) -> tuple[Any, Any]:
 def train(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:
     """Updates of the whole state, on `count` devices."""
     step, init, shapes = train_program(case, batch, dtype)
+    run, parameters = updates(step, init, shapes, count)
+    return Program(run, parameters, _timed(run), 3 * _flops(case, batch, dtype))
+
+
+def updates(step: Any, init: Any, shapes: Any, count: int = 1) -> tuple[Callable[[int], None], int]:
+    """A function that makes so many updates on `count` devices, and the number of parameters.
+
+    The arguments are those that `train_program` gives; each call goes on with the state of the one before.
+    """
     divided, whole = places(count)
     examples, key = jax.device_put(values(shapes), divided), jax.device_put(jax.random.key(1), whole)
     state = jax.jit(init, out_shardings=whole)(jax.random.key(0))
-    parameters = count_params(state.params)
     compiled = jax.jit(step, donate_argnums=0, out_shardings=whole)
 
     def run(times: int) -> None:
@@ -122,7 +134,7 @@ def train(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:
                 state, _ = compiled(state, examples, key)
             jax.block_until_ready(state)
 
-    return Program(run, parameters, _timed(run), 3 * _flops(case, batch, dtype))
+    return run, count_params(state.params)
 
 
 def forward(case: Case, batch: int, dtype: Any, count: int = 1) -> Program:

@@ -39,7 +39,7 @@ from diffjax.nn.uncertainty import Uncertainty
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.training import ema
 from diffjax.training.optimizer import OPTIMIZERS, learning_rate_schedule
-from diffjax.training.step import make_train_step, skip_bad
+from diffjax.training.step import make_train_step
 
 MODELS = {
     "dit": DiT,
@@ -250,7 +250,7 @@ def build_update(
     accumulate: int = 1,
 ) -> Any:
     """The update of a stage, not yet compiled: `(state, batch, key) -> (state, metrics)`."""
-    step = make_train_step(
+    return make_train_step(
         functools.partial(stages.draw, stage),
         functools.partial(stages.loss, stage),
         optimizer,
@@ -259,7 +259,6 @@ def build_update(
         project=magnitude.normalised,
         accumulate=accumulate,
     )
-    return skip_bad(step)
 
 
 def build_ema(config: ConfigDict) -> ema.Decay:

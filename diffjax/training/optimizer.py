@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from diffjax.training import skipping
 from diffjax.training.moments import CODECS, scale_by_adam
+from diffjax.training.skipping import Skipping
 
 
 def learning_rate_schedule(
@@ -60,7 +62,7 @@ def adamw(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
     moments: str = "float32",
-) -> optax.GradientTransformation:
+) -> Skipping:
     """AdamW (Loshchilov and Hutter, 2019) behind clipping by the global norm; `clip_norm` 0 is none.
 
     Weights decay as `kernels` says. Moments may take fewer bits, see `diffjax.training.moments`.
@@ -69,16 +71,13 @@ def adamw(
       ValueError: there are no moments of this name.
     """
     if moments == "float32":
-        optimizer = optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=kernels)
+        adam: optax.GradientTransformation = skipping.scale_by_adam(b1=b1, b2=b2)
     elif moments in CODECS:
-        optimizer = optax.chain(
-            scale_by_adam(b1=b1, b2=b2, moments=moments),
-            optax.add_decayed_weights(weight_decay, kernels),
-            optax.scale_by_learning_rate(learning_rate),
-        )
+        adam = scale_by_adam(b1=b1, b2=b2, moments=moments)
     else:
         raise ValueError(f"moments is {moments!r}; expected 'float32', 'bfloat16' or 'int8'")
-    return _clipped(optimizer, clip_norm)
+    decay = optax.add_decayed_weights(weight_decay, kernels)
+    return _clipped(skipping.chain(adam, decay, optax.scale_by_learning_rate(learning_rate)), clip_norm)
 
 
 def adafactor(
@@ -89,7 +88,7 @@ def adafactor(
     weight_decay: float = 0.0,
     clip_norm: float = 1.0,
     moments: str = "float32",
-) -> optax.GradientTransformation:
+) -> Skipping:
     """Adafactor (Shazeer and Stern, 2018), whose second moments take a row and a column of each matrix.
 
     With momentum `b1`, which takes as much memory as Adam's first moment; 0 is none. `b2` is not used: the
@@ -111,8 +110,15 @@ def adafactor(
     return _clipped(factored, clip_norm)
 
 
-def _clipped(optimizer: optax.GradientTransformation, clip_norm: float) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer) if clip_norm else optimizer
+def _clipped(optimizer: optax.GradientTransformation, clip_norm: float) -> Skipping:
+    """Behind clipping by one factor; `optax.clip_by_global_norm` divides each gradient by itself."""
+    if not clip_norm:
+        return skipping.skipping(optimizer)
+
+    def clip(grads: Any, params: Any = None) -> Any:
+        return optax.tree.scale(jnp.minimum(1.0, clip_norm / optax.tree.norm(grads)), grads)
+
+    return skipping.chain(optax.stateless(clip), optimizer)
 
 
 OPTIMIZERS = {"adamw": adamw, "adafactor": adafactor}

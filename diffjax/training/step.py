@@ -13,6 +13,7 @@ from diffjax.diffusion.losses import BatchLoss
 from diffjax.diffusion.resampling import LossHistory
 from diffjax.training import ema
 from diffjax.training.metrics import Share
+from diffjax.training.skipping import keep, skipping
 from diffjax.training.state import Params, TrainState, offloaded, on_device
 
 Batch = dict[str, jax.Array]
@@ -42,6 +43,7 @@ def make_train_step(
     learning_rate: optax.Schedule,
     project: Callable[[Any], Any] = lambda params: params,
     accumulate: int = 1,
+    skip_bad: bool = True,
 ) -> StepFn:
     """Build the update.
 
@@ -49,48 +51,40 @@ def make_train_step(
     to a set (EDM2's weights have a fixed magnitude). With `accumulate` above 1 the gradient is computed in so
     many parts of the batch, one after the other, each of which takes its share of the memory.
 
+    If the loss or the gradient is not finite, only the step number changes, unless `skip_bad` is False. That
+    is decided on the device, and is the metric `skipped`, 1 or 0: the host hears of it when it reads it.
+
     The returned function takes the run's key, the same at every step, and derives the step's randomness from
     it and the step number; a resumed run therefore draws what the uninterrupted one would have drawn.
     """
+
+    update = skipping(optimizer).update
 
     def step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
         examples, dropout_key = draw_fn(batch, step_key, state.history)
         grads, losses = gradients(loss_fn, state.params, examples, dropout_key, accumulate)
         loss, grad_norm = jnp.mean(losses.objective), optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = project(optax.apply_updates(state.params, updates))
-        ema_params = ema.update(state.ema_params, params, decay(state.step))
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) if skip_bad else True
+        updates, opt_state = update(grads, state.opt_state, state.params, finite=finite)
+        params = keep(finite, project(optax.apply_updates(state.params, updates)), state.params)
+        average = ema.update(state.ema_params, params, decay(state.step))
         history = state.history
         if history is not None:
-            history = resampling.update(history, losses.t, losses.loss)
-        new = state._replace(params=params, ema_params=ema_params, opt_state=opt_state, history=history)
+            history = keep(finite, resampling.update(history, losses.t, losses.loss), history)
+        new = TrainState(state.step + 1, params, keep(finite, average, state.ema_params), opt_state, history)
         metrics: Metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32),
+            "skipped": 1.0 - jnp.asarray(finite, jnp.float32),
         }
         curve = by_level(losses.loss, losses.logsnr, LOGSNR_EDGES)
         names = level_names(LOGSNR_EDGES)
         metrics |= {name: Share(*share) for name, *share in zip(names, *curve, strict=True)}
-        return new._replace(step=state.step + 1), metrics
+        return new, metrics
 
     return step
-
-
-def skip_bad(step: StepFn) -> StepFn:
-    """The same update, but if its loss or gradient is not finite, only the step number changes.
-
-    That is decided on the device, and is the metric `skipped`, 1 or 0: the host hears of it when it reads it.
-    """
-
-    def run(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        new, metrics = step(state, batch, key)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
-        return kept._replace(step=new.step), {**metrics, "skipped": 1.0 - finite}
-
-    return run
 
 
 def gradients(

@@ -23,6 +23,11 @@ def test_the_newest_those_at_intervals_and_the_best_are_kept(rules, expected):
     assert keeping.kept(LOSSES, **rules) == expected
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf"), None])
+def test_a_loss_that_is_no_number_is_not_the_best(bad):
+    assert keeping.kept({1: bad, 2: 0.5, 3: 0.9}, keep=1, keep_best=1) == {2, 3}
+
+
 def test_only_folders_with_the_name_of_a_step_are_checkpoints(tmp_path):
     for name in ("7", "100", "damaged-3", "left-4", "9.orbax-checkpoint-tmp", "x"):
         (tmp_path / name).mkdir()
