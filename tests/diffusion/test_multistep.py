@@ -13,7 +13,17 @@ from oracle import mixture_denoiser
 from diffjax.diffusion import grids
 from diffjax.diffusion import noise as noise_module
 from diffjax.diffusion.predictions import Estimate
-from diffjax.diffusion.schedules import Coeffs, betas, cosine, edm, expand, linear_flow, trigonometric, vp
+from diffjax.diffusion.schedules import (
+    Coeffs,
+    betas,
+    cosine,
+    edm,
+    expand,
+    linear_flow,
+    trigonometric,
+    vp,
+    widen,
+)
 from diffjax.diffusion.solvers import adams, multistep, unipc
 from diffjax.diffusion.solvers.history import exponential_moments, lagrange_weights
 
@@ -271,6 +281,25 @@ def test_exact_ends_give_finite_samples_and_gradients(solver, replace_noise):
     np.testing.assert_allclose(found, known, atol=1e-5)
     assert all(np.isfinite(slope).all() for slope in slopes)
     np.testing.assert_allclose(slopes[2], known.sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [12, 25, 50])
+@each([multistep.dpmpp_2m(), multistep.dpmpp_3m(), adams.deis(), unipc.unipc(lower_order_final=False)])
+def test_the_long_last_step_does_not_multiply_the_networks_errors(solver, count):
+    """On a uniform grid the last step of the cosine schedule is ten times as long as the one before."""
+    error = 0.01
+
+    def denoiser_of(setting, schedule):
+        def denoise(x, t):
+            alpha, sigma, *_ = expand(schedule(t), x)
+            x0 = MEAN + error * (1.0 - 2.0 * (jnp.round(widen(t, x) * count) % 2.0))
+            return Estimate(jnp.broadcast_to(x0, x.shape), (x - alpha * x0) / sigma)
+
+        return denoise
+
+    run = compiled(solver, lambda setting: cosine(), denoiser_of)
+    found = run(jnp.ones((2, 3)), np.linspace(1.0, 0.0, count + 1))[-1]
+    assert np.abs(found - MEAN).max() < 1.1 * error
 
 
 @pytest.mark.parametrize("h", [1e-4, 0.1, 0.49, 0.51, 3.0, 30.0, -1e-4, -0.3, -2.0])

@@ -19,6 +19,9 @@ import jax.numpy as jnp
 
 from diffjax.diffusion.schedules import Coeffs
 
+LONG = 5.0
+"""A step this many times longer than the one before is too long for the estimates of earlier steps."""
+
 
 class History(NamedTuple):
     """What a multistep solver remembers, latest first.
@@ -59,10 +62,25 @@ def extend(history: History, level: jax.Array, value: jax.Array) -> History:
     return History(history.done + 1, history.left - 1, levels[:count], values[:count])
 
 
-def usable_order(history: History, order: int, then: Coeffs) -> jax.Array:
-    """The order of a step: as many as are known, no more than are left, and 1 where it ends without noise."""
+def usable_order(history: History, order: int, then: Coeffs, level: jax.Array, h: jax.Array) -> jax.Array:
+    """The order of a step: as many estimates as are known, and no more than steps are left.
+
+    It is 1 where the step ends without noise, and where it is `LONG` times as long as the one before, as the
+    last step of a uniform grid is on a schedule that all but ends without noise: a polynomial continued that
+    far multiplies the errors of the network.
+
+    Args:
+      history: of the steps before.
+      order: the solver's.
+      then: where the step ends.
+      level: where it begins, on the axis of `history.levels`.
+      h: its length; negative where noise is added, as in inversion.
+    """
     usable = jnp.minimum(jnp.minimum(history.done + 1, history.left), order)
-    return jnp.where(then.sigma > 0.0, usable, 1)
+    alone = then.sigma <= 0.0
+    if history.levels:
+        alone |= jnp.abs(h) > LONG * jnp.abs(level - history.levels[0])
+    return jnp.where(alone, 1, usable)
 
 
 def exponential_moments(h: jax.Array, count: int) -> list[jax.Array]:

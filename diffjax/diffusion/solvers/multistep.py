@@ -30,8 +30,9 @@ def exponential(
     inflate: float = 1.0,
     lower_order_final: bool = True,
 ) -> Solver:
-    """A multistep exponential integrator in lambda; the last step to sigma = 0 is always of first order.
+    """A multistep exponential integrator in lambda.
 
+    The last step to sigma = 0 is always of first order, and so is one that is far longer than the one before.
     A step of first order is `alpha_s x0 + exp(-eta h) sigma_s eps + sigma_s sqrt(1 - exp(-2 eta h)) z`.
 
     Args:
@@ -55,7 +56,7 @@ def exponential(
             m0, gain, pace = estimate.eps, then.sigma, -h
         nodes = [(old - level) / h for old in history.levels]
         rows = [lagrange_weights((0.0, *nodes[:i]), row)[1:] for i, row in enumerate(moments(pace))]
-        change = combine(rows, usable_order(history, order, then), history.values, m0)
+        change = combine(rows, usable_order(history, order, then, level, h), history.values, m0)
         kept = jnp.exp(-eta * h) if eta else 1.0
         x = then.alpha * estimate.x0 + kept * then.sigma * estimate.eps + gain * change
         if eta:
@@ -91,7 +92,7 @@ def dpm_multistep(
       eta: how much of the noise is drawn anew at each step: 0 for the ODE, 1 for the reverse SDE.
       inflate: the standard deviation of that noise.
       lower_order_final: whether the last two of fewer than 15 steps are of lower order; one that ends at
-        sigma = 0 is of first order in any case.
+        sigma = 0, or is far longer than the one before, is of first order in any case.
     """
     check_order(order, 3)
     if variant not in ("midpoint", "heun"):

@@ -82,7 +82,7 @@ def unipc(
         h = half_logsnr(then) - level
         nodes = [(old - level) / h for old in memory.history.levels[: order - 1]]
         rows = [lagrange_weights((0.0, *nodes[:n]), row)[1:] for n, row in enumerate(moments(h, order))]
-        now_order = usable_order(memory.history, order, then)
+        now_order = usable_order(memory.history, order, then, level, h)
         change = combine(rows, now_order, memory.history.values[: order - 1], m0)
         base = then.alpha * m0 + then.sigma * (x - now.alpha * m0) / now.sigma
         return base + then.alpha * change, Memory(extend(memory.history, level, m0), now_order, base)
