@@ -99,11 +99,14 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 def _check_types(config: ConfigDict, template: ConfigDict, path: Path, prefix: str = "") -> None:
     """Refuse values that are not of the template's types."""
+    usual = template.get("name")
+    # Another entry of a table, such as of `ema.name`, takes other keys; a data set's name changes none.
+    other = config.get("name", usual) != usual and prefix != "data."
     for key, default in template.items():
         name = prefix + key
         if key not in config:
-            if key != "name" and config.get("name") != template.get("name"):
-                continue  # another entry of a table, such as of `ema.name`, takes other keys
+            if other:
+                continue
             if not _is_free(name, (*FREE_KEYS, "data")):
                 raise UserError(f"{path}: has no {name}; it is damaged, or of another version of diffjax.")
             config[key] = default

@@ -24,6 +24,26 @@ def test_a_kept_configuration_is_loaded_as_it_was(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize("name", ["mnist", None])
+@pytest.mark.parametrize("key", ["max_rejects", "limits", "animated"])
+def test_keys_that_are_newer_than_the_run_get_their_defaults(tmp_path, key, name):
+    config = stage(**{"data.name": "mnist"})
+    del config.data[key]
+    if name is None:
+        del config.data["name"]
+    (tmp_path / "config.json").write_text(run_config.to_json(config))
+    assert run_config.load(tmp_path).data[key] == stage().data[key]
+
+
+def test_an_entry_of_a_table_takes_its_own_keys(tmp_path):
+    config = stage()
+    config.preview.sampler.threshold = configs.ConfigDict({"name": "static"})
+    config.ema = configs.ConfigDict({"name": "power_function"})
+    (tmp_path / "config.json").write_text(run_config.to_json(config))
+    loaded = run_config.load(tmp_path)
+    assert "decay" not in loaded.ema and "percentile" not in loaded.preview.sampler.threshold
+
+
 def test_references_are_resolved(tmp_path):
     config = stage(steps=5)
     config.twice = config.get_ref("steps") * 2
