@@ -82,9 +82,11 @@ def go_back(
     entry = {"step": trouble.first, "why": trouble.why, "restored": step, "position": position}
     if hosts.is_first():
         path = workdir / FILE
+        # Written anew, because after the half line of a process that was killed an entry would be lost.
+        lines = "".join(json.dumps(each) + "\n" for each in [*rollbacks(workdir), entry])
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            path.with_suffix(".tmp").write_text(lines, encoding="utf-8")
+            path.with_suffix(".tmp").replace(path)
         except OSError as error:
             raise UserError(f"{path} cannot be written: {error.strerror}.") from error
     hosts.wait("the rollback's record")

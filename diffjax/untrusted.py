@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from diffjax.errors import UserError
 
@@ -28,12 +28,18 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{path}: is no regular file; expected one, or a link to one.")
-            content = file.read(max_bytes + 1)
+            content = read_start(file, max_bytes + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     if len(content) > max_bytes:
         raise UserError(f"{path}: is larger than {max_bytes >> 20} MiB; that is no such file.")
     return content
+
+
+def read_start(file: BinaryIO, max_bytes: int) -> bytes:
+    """The first `max_bytes` of an open regular file, or all of one that has fewer."""
+    # `read` takes as much memory as it is allowed to fill, before it looks at how much there is.
+    return file.read(min(max_bytes, os.fstat(file.fileno()).st_size))
 
 
 def read_json(path: Path, max_bytes: int = _MAX_JSON_BYTES) -> dict[str, Any]:

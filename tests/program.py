@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +51,20 @@ def after(where, do):
     setattr(owner, name, wrapped)
 
 
+def tiny_stage(cache_dir, steps):
+    """The configuration of TINY_STAGE, to be trained in this process."""
+    config = runpy.run_path(str(TINY_STAGE))["get_config"]()
+    config.data.cache_dir, config.steps = str(cache_dir), steps
+    return config
+
+
+def command_after(code):
+    """The command that runs `code` and then, in the same process, the program."""
+    prelude = 'import sys\nsys.path.insert(0, "tests")\nsys.argv[0] = "diffjax"\n'
+    run = '\nimport runpy\nrunpy.run_module("diffjax.main", run_name="__main__")\n'
+    return [sys.executable, "-c", prelude + code + run]
+
+
 def arguments(workdir, cache_dir, *extra):
     return [f"--config={TINY}", f"--workdir={workdir}", f"--config.cache_dir={cache_dir}", *extra]
 
@@ -67,9 +83,7 @@ def start(workdir, cache_dir, *extra, signal=None, code="", config=TINY, prefix=
     """
     command = [sys.executable, "-m", "diffjax.main"]
     if code:
-        prelude = 'import sys\nsys.path.insert(0, "tests")\nsys.argv[0] = "diffjax"\n'
-        run = '\nimport runpy\nrunpy.run_module("diffjax.main", run_name="__main__")\n'
-        command = [sys.executable, "-c", prelude + code + run]
+        command = command_after(code)
     if signal is not None:
         command = [sys.executable, "-c", DRIVER, *(str(value) for value in signal)]
     argv = arguments(workdir, cache_dir, *extra)
@@ -78,6 +92,43 @@ def start(workdir, cache_dir, *extra, signal=None, code="", config=TINY, prefix=
     options = {"timeout": 300, "env": environment(), **options}
     command = [*prefix, *command, *argv]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_one_of(number, count, port, argv, *, command=(sys.executable, "-m", "diffjax.main"), **variables):
+    """Start process `number` of `count`, with eight devices in all; `variables` are for its environment."""
+    flags = [f"--xla_force_host_platform_device_count={8 // count}"]
+    flags += [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+    if count > 1:
+        argv = [
+            *argv,
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num_processes={count}",
+            f"--process_id={number}",
+        ]
+    return subprocess.Popen(
+        [*command, *argv],
+        cwd=ROOT,
+        env=environment() | {"XLA_FLAGS": " ".join(flags)} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(*processes, timeout=240):
+    """Their exit statuses and what they printed; none is left over."""
+    try:
+        done = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], *zip(*done, strict=True)
 
 
 def call(monkeypatch, *argv):

@@ -123,9 +123,7 @@ hosts.wait("the end")
 
 
 def two_processes(folders, where, check):
-    from parallel.test_hosts import free_port
-
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{program.free_port()}"
     environment = program.environment() | {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     started = [
         subprocess.Popen(
@@ -139,7 +137,8 @@ def two_processes(folders, where, check):
         )
         for i in range(2)
     ]
-    return [(process.communicate(timeout=120)[0], process.returncode) for process in started]
+    statuses, outputs, _ = program.finish(*started, timeout=120)
+    return list(zip(outputs, statuses, strict=True))
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Runs whose numbers go wrong: updates are skipped, the run goes back, and in the end stops with a report."""
 
 import json
-import runpy
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,9 +10,11 @@ import pytest
 
 from diffjax import recovery
 from diffjax.errors import UserError
-from diffjax.feed import Feed
+from diffjax.feed import Feed, Taken
 from diffjax.train import train
 from diffjax.training.checkpoint import FOLDER
+from diffjax.training.diagnosis import Diagnosis
+from diffjax.training.watch import Trouble
 
 BATCH = 8
 STEPS = 16
@@ -20,8 +22,8 @@ STEPS = 16
 
 @pytest.fixture
 def config(cache_dir):
-    config = runpy.run_path(str(program.TINY_STAGE))["get_config"]()
-    config.data.cache_dir, config.steps, config.checkpoint.every = str(cache_dir), STEPS, 4
+    config = program.tiny_stage(cache_dir, STEPS)
+    config.checkpoint.every = 4
     config.recovery.max_skips, config.recovery.max_rollbacks = 3, 2
     return config
 
@@ -93,6 +95,7 @@ def test_a_run_that_goes_back_leaves_out_the_data_of_the_trouble(config, poison,
     config.steps = STEPS
     train(config, tmp_path / "again")
     assert_equal_runs(tmp_path / "run", tmp_path / "again")
+    assert len(recovery.rollbacks(tmp_path / "again")) == 1  # it did not meet the trouble once more
 
 
 @pytest.mark.slow
@@ -120,6 +123,23 @@ def test_a_run_that_has_gone_back_too_often_stops_with_a_report(config, poison, 
     assert len(report["examples of the batch"]) == BATCH
     assert report["examples of the batch"][0] in text
     assert [entry["restored"] for entry in recovery.rollbacks(tmp_path)] == [4, 4]
+
+
+def test_the_report_names_the_examples_whose_loss_is_not_finite(tmp_path):
+    source = SimpleNamespace(keys=[f"k{i}" for i in range(9)], captions=[f"caption {i}" for i in range(9)])
+    taken = Taken(7, np.array([8, 2, 5, 0]), {}, {})
+    trouble = Trouble(7, 9, "three updates had no numbers", finite=False)
+    found = Diagnosis("the output of blocks (Block)", [1, 3])
+    text = recovery.report(trouble, taken, found, source, workdir=tmp_path, times=0, good=4)
+    assert (
+        "update 7 on three updates had no numbers. The first that is not finite: the output of blocks" in text
+    )
+    assert "Examples of that update: k2, k0." in text
+    written = json.loads((tmp_path / "trouble-7.json").read_text())
+    assert written["examples without a finite loss"] == ["k2", "k0"]
+    assert written["examples of the batch"] == ["k8", "k2", "k5", "k0"]
+    assert written["captions"][1] == "caption 2"
+    assert written["their places in the data"] == [8, 2, 5, 0]
 
 
 def test_before_the_first_checkpoint_there_is_nothing_to_go_back_to(config, poison, tmp_path):

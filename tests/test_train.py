@@ -1,5 +1,4 @@
 import json
-import runpy
 
 import numpy as np
 import program
@@ -31,8 +30,7 @@ def test_an_uninterrupted_run_leaves_what_it_promises(trained):
 
 
 def test_a_run_is_saved_by_the_clock_too(cache_dir, tmp_path):
-    config = runpy.run_path(str(program.TINY_STAGE))["get_config"]()
-    config.data.cache_dir, config.steps = str(cache_dir), 3
+    config = program.tiny_stage(cache_dir, 3)
     config.checkpoint.every, config.checkpoint.minutes = 1000, 1e-9
     train(config, tmp_path)
     assert saved_steps(tmp_path) == [1, 2, 3]

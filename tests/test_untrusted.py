@@ -1,6 +1,7 @@
 """JSON, links, pipes and devices of people who mean harm."""
 
 import os
+import tracemalloc
 
 import pytest
 
@@ -48,6 +49,17 @@ def test_gigabytes_are_not_read(tmp_path):
     assert len(read_bytes(path, 2**20)) == 2**20
     with pytest.raises(UserError, match=r"is larger than 0 MiB"):
         read_bytes(path, 2**20 - 1)
+
+
+def test_a_small_file_takes_little_memory_however_large_it_might_be(tmp_path):
+    path = tmp_path / "a.pth"
+    path.write_bytes(b"abc")
+    tracemalloc.start()
+    try:
+        assert read_bytes(path, 2**33) == b"abc"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_is_no_regular_file_is_refused_at_once(tmp_path):

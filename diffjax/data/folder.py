@@ -19,6 +19,7 @@ from diffjax.data.decode import (
 )
 from diffjax.data.records import Log, Look, PictureSource, Texts, detail_of, reason_of
 from diffjax.errors import UserError
+from diffjax.untrusted import read_start
 
 _MAX_NAMED = 10
 
@@ -107,7 +108,7 @@ def load_folder(
 
     def read(i: int) -> bytes:
         with (root / files[i]).open("rb") as file:
-            return file.read(limits.max_bytes + 1)
+            return read_start(file, limits.max_bytes + 1)
 
     return PictureSource(read, texts, look, name=f"{folder.resolve().name}-{split}")
 

@@ -1,21 +1,13 @@
-import io
-
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
-from PIL import Image
+from pictures import png, reds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from diffjax.data.array_records import load_array_record
 from diffjax.data.loader import make_loader
 from diffjax.data.source import BadExample
 from diffjax.errors import UserError
-
-
-def png(red):
-    file = io.BytesIO()
-    Image.new("RGB", (9, 9), (red, 0, 0)).save(file, "PNG")
-    return file.getvalue()
 
 
 def example(**features):
@@ -42,10 +34,6 @@ def write(path, *records):
 
 def load(folder, **options):
     return load_array_record(folder / "cache", **{"folder": folder, "resolution": 4} | options)
-
-
-def reds(source):
-    return [int(source[i].image[0, 0, 0]) for i in range(len(source))]
 
 
 def test_shards_are_one_source(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from pictures import png
 from tensorflow_datasets.proto import tf_example_pb2
 
 from diffjax.data.captions import read_table
@@ -25,12 +25,6 @@ from diffjax.data.webdataset import load_webdataset
 from diffjax.errors import UserError
 
 MEMORY = 16 * 2**20
-
-
-def png(red):
-    file = io.BytesIO()
-    Image.new("RGB", (9, 9), (red, 0, 0)).save(file, "PNG")
-    return file.getvalue()
 
 
 def archive(file_format):

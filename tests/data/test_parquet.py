@@ -1,4 +1,3 @@
-import io
 import json
 import subprocess
 import sys
@@ -6,17 +5,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from pictures import png, reds
 
 from diffjax.data.parquet import RowGroups, load_parquet
 from diffjax.data.source import BadExample
 from diffjax.errors import UserError
-
-
-def png(red):
-    file = io.BytesIO()
-    Image.new("RGB", (9, 9), (red, 0, 0)).save(file, "PNG")
-    return file.getvalue()
 
 
 def write(path, columns, metadata=None, **options):
@@ -28,10 +21,6 @@ def write(path, columns, metadata=None, **options):
 
 def load(folder, **options):
     return load_parquet(folder / "cache", **{"folder": folder, "resolution": 4} | options)
-
-
-def reds(source):
-    return [int(source[i].image[0, 0, 0]) for i in range(len(source))]
 
 
 def structs(*files):

@@ -5,6 +5,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from pictures import png
 from PIL import Image
 
 from diffjax.data.decode import Limits
@@ -12,12 +13,6 @@ from diffjax.data.source import BadExample
 from diffjax.data.tar import Damage, list_members
 from diffjax.data.webdataset import load_webdataset
 from diffjax.errors import UserError
-
-
-def png(red):
-    file = io.BytesIO()
-    Image.new("RGB", (9, 9), (red, 0, 0)).save(file, "PNG")
-    return file.getvalue()
 
 
 def write(path, *members, file_format=tarfile.PAX_FORMAT):

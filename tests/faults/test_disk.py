@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import runpy
 import subprocess
 
 import program
@@ -17,17 +16,11 @@ from diffjax.training.checkpoint import Checkpoints
 resource = pytest.importorskip("resource")
 
 
-def stage(cache_dir, steps=12):
-    config = runpy.run_path(str(program.TINY_STAGE))["get_config"]()
-    config.data.cache_dir, config.steps = str(cache_dir), steps
-    return config
-
-
 @pytest.fixture(scope="module")
 def clean(cache_dir, tmp_path_factory):
     """The stage, trained where nothing went wrong."""
     workdir = tmp_path_factory.mktemp("clean")
-    training.train(stage(cache_dir), workdir)
+    training.train(program.tiny_stage(cache_dir, 12), workdir)
     return workdir
 
 
@@ -65,7 +58,7 @@ def test_while_the_disk_is_full_training_goes_on_and_saving_is_tried_again(
     monkeypatch.setattr(Checkpoints, "save", save_and_wait)
     monkeypatch.setattr(training, "RETRY_SECONDS", 0.0)
     disk(6, 9)
-    config = stage(cache_dir)
+    config = program.tiny_stage(cache_dir, 12)
     config.checkpoint.every = 4
     training.train(config, tmp_path)
     told = capfd.readouterr().err

@@ -1,7 +1,5 @@
 """A run goes on over other devices, with the same data in the same order and the same losses."""
 
-import runpy
-
 import jax
 import numpy as np
 import program
@@ -15,8 +13,7 @@ from diffjax.training.checkpoint import FOLDER
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_another_mesh_goes_on_with_the_same_data_and_losses(cache_dir, tmp_path, mesh):
-    config = runpy.run_path(str(program.TINY_STAGE))["get_config"]()
-    config.data.cache_dir, config.steps = str(cache_dir), 8
+    config = program.tiny_stage(cache_dir, 8)
     assert len(jax.devices()) == 8
     train(config, tmp_path / "one")
     config.steps = 4

@@ -1,9 +1,7 @@
 """Two processes that train together, one of which stops answering: the other does not wait for ever."""
 
 import signal
-import socket
 import subprocess
-import sys
 import time
 
 import program
@@ -14,13 +12,11 @@ from diffjax.training.watch import HUNG
 
 
 def start(workdir, cache_dir, port, number, *, code=""):
-    prelude = 'import sys\nsys.path.insert(0, "tests")\nsys.argv[0] = "diffjax"\n'
-    run = '\nimport runpy\nrunpy.run_module("diffjax.main", run_name="__main__")\n'
     argv = [f"--config={program.TINY_STAGE}", f"--workdir={workdir}", f"--config.data.cache_dir={cache_dir}"]
     argv += [f"--coordinator=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
     argv += ["--config.recovery.hang_minutes=1.5", "--config.steps=8"]
     return subprocess.Popen(
-        [sys.executable, "-c", prelude + code + run, *argv],
+        [*program.command_after(code), *argv],
         cwd=program.ROOT,
         env=program.environment(),
         stdout=subprocess.PIPE,
@@ -40,9 +36,7 @@ def stop(result, calls):
         os.kill(os.getpid(), {int(number)})
 after("diffjax.training.metrics:MetricsBuffer.add", stop)
 """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = program.free_port()
     one, two = start(tmp_path, cache_dir, port, 0), start(tmp_path, cache_dir, port, 1, code=lost)
     try:
         began = time.monotonic()

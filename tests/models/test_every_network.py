@@ -64,6 +64,7 @@ def test_gradients_reach_every_parameter_and_no_other_example(tiny):
 WAYS = [pytest.param(t, way, id=f"{name}-{way}") for name, t in NETWORKS.items() for way in t.ways]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tiny", "way"), WAYS)
 def test_it_is_the_same_network_computed_in_another_way(tiny, way):
     net, given = tiny.way(way), ({"params": tiny.params}, *tiny.inputs)

@@ -1,7 +1,6 @@
 """Two processes that compute as one; and what of it can be seen in one."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -74,41 +73,14 @@ def get_config():
 """
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def start(folder, cache_dir, number, count, *, port=0, driver=()):
+def start(folder, cache_dir, number, count, *, port=0, driver=("-m", "diffjax.main")):
     """Start process `number` of `count`, with the same eight devices in all."""
     (folder / "stage.py").write_text(STAGE)
-    flags = [f"--xla_force_host_platform_device_count={8 // count}"]
-    flags += [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    arguments = [f"--config={folder / 'stage.py'}", f"--workdir={folder / str(count)}"]
-    arguments += [f"--config.data.cache_dir={cache_dir}"]
-    if count > 1:
-        arguments += [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={number}"]
-    return subprocess.Popen(
-        [sys.executable, *(driver or ("-m", "diffjax.main")), *arguments],
-        cwd=program.ROOT,
-        # Orbax compiles a hundred programs of milliseconds, which the later processes are to find.
-        env=program.environment()
-        | {"XLA_FLAGS": " ".join(flags), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(*processes):
-    """Their exit statuses and what they printed; none is left over."""
-    try:
-        done = [process.communicate(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [process.returncode for process in processes], *zip(*done, strict=True)
+    argv = [f"--config={folder / 'stage.py'}", f"--workdir={folder / str(count)}"]
+    argv += [f"--config.data.cache_dir={cache_dir}"]
+    # Orbax compiles a hundred programs of milliseconds, which the later processes are to find.
+    cached = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return program.start_one_of(number, count, port, argv, command=(sys.executable, *driver), **cached)
 
 
 def metrics(folder):
@@ -130,14 +102,14 @@ def saved(folder, step):
 
 @pytest.mark.slow
 def test_two_processes_train_stop_and_resume_as_one_and_leave_together(tmp_path, cache_dir):
-    statuses, _, errors = finish(start(tmp_path, cache_dir, 0, 1))
+    statuses, _, errors = program.finish(start(tmp_path, cache_dir, 0, 1))
     assert statuses == [0], errors
 
     # Only the second is asked to stop: both leave, after the same step, which is saved.
-    port = free_port()
+    port = program.free_port()
     asked = ("diffjax.training.metrics:MetricsBuffer.add", 1, 0, int(signal.SIGTERM))
     driver = ("-c", program.DRIVER, *(str(value) for value in asked))
-    statuses, outputs, errors = finish(
+    statuses, outputs, errors = program.finish(
         start(tmp_path, cache_dir, 0, 2, port=port),
         start(tmp_path, cache_dir, 1, 2, port=port, driver=driver),
     )
@@ -146,8 +118,8 @@ def test_two_processes_train_stop_and_resume_as_one_and_leave_together(tmp_path,
     assert "SIGTERM at step 2; saved" in errors[1]
 
     # The same command goes on. An error in one ends both, though the first waits for the second.
-    port = free_port()
-    statuses, outputs, errors = finish(
+    port = program.free_port()
+    statuses, outputs, errors = program.finish(
         start(tmp_path, cache_dir, 0, 2, port=port),
         start(tmp_path, cache_dir, 1, 2, port=port, driver=("-c", FAILING)),
     )
@@ -173,7 +145,7 @@ def test_two_processes_train_stop_and_resume_as_one_and_leave_together(tmp_path,
 
 
 def test_two_processes_agree_and_one_that_no_longer_answers_ends_the_other(tmp_path):
-    port = free_port()
+    port = program.free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", FROZEN, f"127.0.0.1:{port}", str(i), str(tmp_path / "file")],
@@ -188,7 +160,7 @@ def test_two_processes_agree_and_one_that_no_longer_answers_ends_the_other(tmp_p
         output, errors = processes[0].communicate(timeout=100)
     finally:
         processes[1].kill()  # before it is waited for: it stands still
-        finish(*processes[1:])
+        program.finish(*processes[1:])
         processes[0].kill()
     assert "agreed" in output, errors
     assert processes[0].returncode != 0
