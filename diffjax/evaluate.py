@@ -88,8 +88,11 @@ def evaluate(config: ConfigDict, workdir: Path, *, measure: bool = True) -> None
         known = _known(workdir, identity)
         missing = hosts.anywhere(np.array(known is None))  # in one process, and all sample again
         if known is None or missing:
-            known = _evaluate_splits(config, cascade, workdir, measure)
-            if hosts.is_first():
+            judges = open_judges(config.evaluate, cascade.mesh, print) if measure else Judges()
+            known = _evaluate_splits(config, cascade, workdir, measure, judges)
+            # A network whose package is missing today may be there tomorrow.
+            whole = not measure or not config.evaluate.features or judges.features is not None
+            if whole and hosts.is_first():
                 _remember(workdir, identity, *known)
     results, table = known
     if table:
@@ -106,12 +109,11 @@ def evaluate(config: ConfigDict, workdir: Path, *, measure: bool = True) -> None
 
 
 def _evaluate_splits(
-    config: ConfigDict, cascade: Cascade, workdir: Path, measure: bool
+    config: ConfigDict, cascade: Cascade, workdir: Path, measure: bool, judges: Judges
 ) -> tuple[dict[str, SplitResult], str]:
     """What came out for every split, and the table of measures as text."""
     settings = config.evaluate
     ways = variants(config, cascade, workdir) if measure else variants(config, cascade, workdir)[:1]
-    judges = open_judges(settings, cascade.mesh, print) if measure else Judges()
     final = cascade.stages[-1]
     train = _open(cascade)
     found, results, comparisons = {}, list[Result](), list[Comparison]()

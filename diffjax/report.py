@@ -136,8 +136,10 @@ def _groups(results: Sequence[Result]) -> dict[str, list[Result]]:
     for result in results:
         rest = {key: value for key, value in result.settings.items() if key != "num_steps"}
         single = len(result.settings) == 1
-        name = next(iter(result.settings)) if single else ", ".join(f"{k}={v}" for k, v in rest.items())
-        found.setdefault(name.replace("_", " "), []).append(result)
+        name = ", ".join(f"{key}={value}" for key, value in rest.items())
+        if single:
+            name = next(iter(result.settings)).replace("_", " ")
+        found.setdefault(name, []).append(result)
     return found
 
 

@@ -169,6 +169,7 @@ def test_the_mixture_is_drawn(monkeypatch, tmp_path, arguments):
     assert (tmp_path / "mixture.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_mixture_is_learned(monkeypatch, tmp_path):
     def spread(steps):
         """The median distance to the nearest of the eight centres; 0.04 sqrt(2 log 2) in the data."""

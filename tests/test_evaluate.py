@@ -8,7 +8,9 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import program
 import pytest
+import runs
 
 from diffjax import measures, monitor, samples
 from diffjax import stage as stages
@@ -20,6 +22,7 @@ from diffjax.evaluation.grids import write_png
 from diffjax.evaluation.statistics import load_statistics
 from diffjax.experiment import build_sampler, build_stage
 from diffjax.parallel.mesh import make_mesh
+from diffjax.train import train
 
 
 def means(folder="", mesh=None):
@@ -177,6 +180,12 @@ def test_without_the_package_of_the_weights_the_rest_is_measured(monkeypatch, ru
     assert set(row) == {"split", "name", "images", "nfe"} | {
         f"retrieval {top}{error}" for top in ("top1", "top5") for error in ("", " error")
     }
+    # With the package the same command measures the rest, of the same samples.
+    monkeypatch.setattr(measures, "open_extractor", lambda name, folder, mesh: means(folder, mesh))
+    status, text, _ = run("--mode=evaluate", "--config.evaluate.stage=base")
+    assert status == 0
+    assert "Sampling" not in text
+    assert "FD-Means" in table(own)["as configured"]
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -208,3 +217,21 @@ def test_measures_in_training_fall_where_samples_become_the_pictures(name, cache
         squares = ((np.clip(x + noise, -1.0, 1.0) - x) ** 2).mean((1, 2, 3))
         assert after["eval/PSNR"] == pytest.approx(np.mean(10.0 * np.log10(4.0 / squares)), abs=0.1)
     assert json.dumps(before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("stand_in")
+def test_a_run_measures_itself_and_goes_on_as_if_it_did_not(cache_dir, tmp_path):
+    config = program.tiny_stage(cache_dir, 6)
+    config.checkpoint.every = 3
+    train(config, tmp_path / "plain")
+    config.eval.every, config.eval.num_images = 2, 6
+    config.eval.sampler.num_steps = 2
+    train(config, tmp_path / "measured")
+    plain, measured = (runs.arrays(tmp_path / name, 6) for name in ("plain", "measured"))
+    for name, array in plain.items():
+        np.testing.assert_array_equal(measured[name], array, err_msg=name)
+    found = [line for line in runs.metrics(tmp_path / "measured") if "eval/FD-Means" in line]
+    assert [line["step"] for line in found] == [2, 4, 6]
+    assert found[0]["eval/FD-Means"] != found[2]["eval/FD-Means"]
+    assert not any("eval/FD-Means" in line for line in runs.metrics(tmp_path / "plain"))

@@ -49,7 +49,7 @@ class Extractor:
     prepare: Callable[[np.ndarray], np.ndarray]
     apply: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array | None]]
     params: Any
-    batch_size: int = 32
+    batch_size: int = 16
     mesh: Mesh | None = None
 
     def __call__(self, images: np.ndarray) -> Features:

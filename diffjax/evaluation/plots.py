@@ -26,6 +26,7 @@ STYLE = f"{_LIGHT}}} @media(prefers-color-scheme:dark){{{_DARK}}}}}"
 """The variables that charts are drawn with, for light and for dark pages."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 16, 34, 44
+_LETTER, _LINE = 6.4, 11.0  # how wide a letter is taken to be, and how high a line
 
 
 class Series(NamedTuple):
@@ -71,7 +72,7 @@ def chart(
     """
     width, height = size
     names = [part.name for part in series]
-    edge = width - (_RIGHT if not any(names) else 24 + 6.4 * max(map(len, names)))  # of the axes
+    edge = width - (_RIGHT if not any(names) else 24 + _LETTER * max(map(len, names)))  # of the axes
     series = [_finite(part, log_x=log_x, log_y=log_y) for part in series]
     xs = [point[0] for part in series for point in part.points]
     ys = [value for part in series for value in _reach(part, log_y=log_y)]
@@ -95,15 +96,23 @@ def chart(
         place, foot = at_x(value), height - _BOTTOM
         parts.append(f'<path d="M{place:.1f} {foot}v4" stroke="var(--soft)"/>')
         parts.append(_text(place, foot + 17, name, "soft", anchor="middle"))
+    taken: list[tuple[float, float, float]] = []
     for i, part in enumerate(series):
-        parts += _draw(part, f"var(--s{i % len(COLOURS)})", at_x, at_y, right=edge)
+        parts += _draw(part, f"var(--s{i % len(COLOURS)})", at_x, at_y, right=edge, taken=taken)
     parts += _legend(names, edge + 14)
     return "".join(parts) + "</svg>"
 
 
 def _draw(
-    part: Series, colour: str, at_x: Callable[[float], float], at_y: Callable[[float], float], *, right: float
+    part: Series,
+    colour: str,
+    at_x: Callable[[float], float],
+    at_y: Callable[[float], float],
+    *,
+    right: float,
+    taken: list[tuple[float, float, float]],
 ) -> list[str]:
+    """A series; `taken` has the left and right ends and the heights of the labels that are there."""
     found = []
     places = [(at_x(a), at_y(b)) for a, b in part.points]
     if part.line and len(places) > 1:
@@ -122,6 +131,11 @@ def _draw(
         ]
     for (a, b), label in zip(places, part.labels, strict=False):
         left = a > 0.7 * right
+        wide = _LETTER * len(label)
+        begin = a - 8 - wide if left else a + 8
+        while any(begin < end and start < begin + wide and abs(b - y) < _LINE for start, end, y in taken):
+            b += 1.0  # below what is there
+        taken.append((begin, begin + wide, b))
         found.append(_text(a + (-8 if left else 8), b + 4, label, "ink", anchor="end" if left else "start"))
     return found
 

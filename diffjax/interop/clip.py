@@ -18,20 +18,32 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
-_LAYER = "text_model.encoder.layers.{i}."
+
+
+def block_rows(layer: str) -> tuple[Row, ...]:
+    """The rows of one block of either tower.
+
+    Args:
+      layer: how the original's names of block {i} begin.
+    """
+    return (
+        Row(layer + "layer_norm1", "blocks/attention_norm", "norm"),
+        *(
+            Row(f"{layer}self_attn.{name[0]}_proj", f"blocks/attention/{name}")
+            for name in ("query", "key", "value")
+        ),
+        Row(layer + "self_attn.out_proj", "blocks/attention/out"),
+        Row(layer + "layer_norm2", "blocks/mlp_norm", "norm"),
+        Row(layer + "mlp.fc1", "blocks/mlp/in"),
+        Row(layer + "mlp.fc2", "blocks/mlp/out"),
+    )
+
+
 _ROWS = (
     Row("text_model.embeddings.token_embedding", "tokens", "embed"),
     Row("text_model.embeddings.position_embedding", "positions", "embed"),
     Row("text_model.final_layer_norm", "norm", "norm"),
-    Row(_LAYER + "layer_norm1", "blocks/attention_norm", "norm"),
-    *(
-        Row(f"{_LAYER}self_attn.{name[0]}_proj", f"blocks/attention/{name}")
-        for name in ("query", "key", "value")
-    ),
-    Row(_LAYER + "self_attn.out_proj", "blocks/attention/out"),
-    Row(_LAYER + "layer_norm2", "blocks/mlp_norm", "norm"),
-    Row(_LAYER + "mlp.fc1", "blocks/mlp/in"),
-    Row(_LAYER + "mlp.fc2", "blocks/mlp/out"),
+    *block_rows("text_model.encoder.layers.{i}."),
 )
 _POSITION_IDS = "text_model.embeddings.position_ids"
 _PROJECTION = Row("text_projection", "projection")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.errors import UserError
-from diffjax.interop.clip import ACTIVATIONS
+from diffjax.interop.clip import ACTIVATIONS, block_rows
 from diffjax.interop.families import Family, fraction, get, number, require
 from diffjax.interop.rows import Row, check, read_params, sources
 from diffjax.interop.store import Store
@@ -90,21 +90,12 @@ def _dinov2_rows(network: VisionTransformer) -> Sequence[Row]:
 
 
 def _clip_rows(network: VisionTransformer) -> Sequence[Row]:
-    layer = "vision_model.encoder.layers.{i}."
     return (
         Row("vision_model.embeddings.class_embedding", "class", "raw"),
         Row("vision_model.embeddings.position_embedding.weight", "positions", "raw"),
         Row("vision_model.embeddings.patch_embedding", "patches", "patch", window=network.patch),
         Row("vision_model.pre_layrnorm", "first_norm", "norm"),
-        Row(layer + "layer_norm1", "blocks/attention_norm", "norm"),
-        *(
-            Row(f"{layer}self_attn.{name[0]}_proj", f"blocks/attention/{name}")
-            for name in ("query", "key", "value")
-        ),
-        Row(layer + "self_attn.out_proj", "blocks/attention/out"),
-        Row(layer + "layer_norm2", "blocks/mlp_norm", "norm"),
-        Row(layer + "mlp.fc1", "blocks/mlp/in"),
-        Row(layer + "mlp.fc2", "blocks/mlp/out"),
+        *block_rows("vision_model.encoder.layers.{i}."),
         Row("vision_model.post_layernorm", "norm", "norm"),
         Row("visual_projection", "projection"),
     )

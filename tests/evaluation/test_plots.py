@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ET
@@ -39,6 +40,17 @@ def test_an_error_bar_reaches_one_error_up_and_down():
     low, high = (float(y) for y in re.findall(r'd="M[\d.]+ ([\d.]+)V([\d.]+)"', svg)[0])
     assert low == pytest.approx(y0, abs=0.2)
     assert y1 - high == pytest.approx(low - y1, abs=0.2)
+
+
+def test_labels_do_not_lie_on_each_other():
+    near = [Series("", [(1.0, 1.0 + 0.01 * i), (9.0, 5.0)], labels=[f"one{i}", f"two{i}"]) for i in range(4)]
+    texts = {t.text: float(t.get("y")) for t in ET.fromstring(chart(near)).iter(f"{NS}text")}
+    for name in ("one", "two"):
+        heights = sorted(texts[f"{name}{i}"] for i in range(4))
+        assert min(b - a for a, b in itertools.pairwise(heights)) >= 10.0
+    alone = chart([Series("", [(1.0, 1.0), (9.0, 5.0)], labels=["one", "two"])])
+    (_, y), _ = circles(alone)
+    assert f'y="{y + 4:.1f}" text-anchor="start" fill="var(--ink)">one' in alone
 
 
 def test_what_cannot_be_drawn_is_left_out_and_texts_are_texts():
