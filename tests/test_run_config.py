@@ -41,7 +41,8 @@ def test_an_entry_of_a_table_takes_its_own_keys(tmp_path):
     config.ema = configs.ConfigDict({"name": "power_function"})
     (tmp_path / "config.json").write_text(run_config.to_json(config))
     loaded = run_config.load(tmp_path)
-    assert "decay" not in loaded.ema and "percentile" not in loaded.preview.sampler.threshold
+    assert "decay" not in loaded.ema
+    assert "percentile" not in loaded.preview.sampler.threshold
 
 
 def test_references_are_resolved(tmp_path):

@@ -31,7 +31,7 @@ def tree(seed, scale=1.0):
 
 
 def run(optimizer, gradients, *, told=True):
-    """The parameters after updates by these gradients, and the memory of an optimizer, `told` if it can skip."""
+    """The parameters after updates by these gradients, and the memory; `told` if it can skip."""
     params = tree(0)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)
