@@ -17,6 +17,7 @@ from rich.table import Table
 
 from diffjax import config as configs
 from diffjax import workdir as workdirs
+from diffjax.check_config import check_stage
 from diffjax.data.captions import printable
 from diffjax.data.checked import Findings, without
 from diffjax.data.duplicates import confirmed, near_groups, same_groups
@@ -63,7 +64,7 @@ def _data_sets(config: ConfigDict) -> dict[str, ConfigDict]:
         stages = {"stage": adopt(config)}
     distinct: dict[str, tuple[str, ConfigDict]] = {}
     for name, stage in stages.items():
-        configs.check_stage(stage)
+        check_stage(stage)
         distinct.setdefault(stage.data.to_json_best_effort(sort_keys=True), (name, stage))
     return dict(distinct.values())
 

@@ -10,8 +10,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffjax.errors import UserError
-
 
 def stage_config() -> ConfigDict:
     """One stage: a network, what it is trained on, and how."""
@@ -266,74 +264,6 @@ def tiny(config: ConfigDict, *, resolution: int = 16, **model: Any) -> ConfigDic
     config.checkpoint.every, config.preview.every = 10, 0
     config.dtype = "float32"
     return config
-
-
-def check_stage(config: ConfigDict) -> None:
-    """Refuse a stage whose numbers do not fit together, before anything is compiled."""
-    resolution, low_res, crop = config.resolution, config.low_res.resolution, config.crop
-    positive: tuple[str, ...] = ("resolution", "steps", "batch_size", "accumulate", "log_every")
-    positive += ("checkpoint.every", "checkpoint.keep", "data.resolution", "preview.count")
-    positive += ("recovery.max_skips", "recovery.spike_steps")
-    for key in positive:
-        value: Any = config
-        for part in key.split("."):
-            value = value[part]
-        if value < 1:
-            raise UserError(f"{key}={value}; expected at least 1.")
-    if config.text.length < (0 if config.text.encoder == "public" else 1):
-        raise UserError(f"text.length={config.text.length}; expected at least 1.")
-    if low_res and (low_res < 0 or low_res >= resolution or resolution % low_res):
-        raise UserError(f"low_res.resolution={low_res} must divide resolution={resolution}, and be smaller.")
-    if crop and (not 0 < crop <= resolution or (low_res and crop % (resolution // low_res))):
-        raise UserError(
-            f"crop={crop} must be at most resolution={resolution}, and a multiple of the upsampling factor."
-        )
-    if config.data.resolution % resolution:
-        raise UserError(
-            f"data.resolution={config.data.resolution} must be a multiple of resolution={resolution}."
-        )
-    for key, value, valid in (
-        ("conditions", config.conditions, ("text", "label", "size", "guidance")),
-        ("attention", (config.attention,), ("auto", "xla", "cudnn", "flash")),
-        ("text.null", (config.text.null,), ("learned", "empty", "zeros")),
-        ("data.check", (config.data.check,), ("header", "decode")),
-        ("data.animated", (config.data.animated,), ("first", "reject")),
-        ("low_res.upsampling", (config.low_res.upsampling,), ("bilinear", "bilinear_corners")),
-    ):
-        for name in value:
-            if name not in valid:
-                raise UserError(f"{key}={name!r} does not exist; {nearest(name, valid)}")
-    if config.latent.channels and resolution % config.latent.scale:
-        raise UserError(f"resolution={resolution} must be a multiple of latent.scale={config.latent.scale}.")
-    if config.latent.cache and not config.latent.channels:
-        raise UserError("latent.cache needs latents: give latent.channels, or set latent.cache=False.")
-    if config.latent.cache and crop:
-        raise UserError(
-            f"latent.cache holds whole pictures, but crop={crop}; set latent.cache=False or crop=0."
-        )
-    for group, key in (
-        ("preview", "every"),
-        ("eval", "every"),
-        ("checkpoint", "minutes"),
-        ("recovery", "spike"),
-        ("recovery", "max_rollbacks"),
-        ("recovery", "hang_minutes"),
-    ):
-        if config[group][key] < 0:
-            raise UserError(f"{group}.{key}={config[group][key]}; expected at least 0, which is never.")
-    if config.eval.every and "text" in config.conditions and not config.text.cache:
-        raise UserError("eval.every needs its captions encoded before: set text.cache=True or eval.every=0.")
-    if config.eval.num_images < 2:
-        raise UserError(f"eval.num_images={config.eval.num_images}; expected at least 2.")
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed}; expected a whole number from 0 to 2^32 - 1.")
-    for key, value in (
-        ("text.drop", config.text.drop),
-        ("low_res.max_aug_level", config.low_res.max_aug_level),
-        ("data.max_rejects", config.data.max_rejects),
-    ):
-        if not 0.0 <= value <= 1.0:
-            raise UserError(f"{key}={value}; expected a number from 0 to 1.")
 
 
 def is_cascade(config: ConfigDict) -> bool:

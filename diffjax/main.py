@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from diffjax.check_config import check_keys
 from diffjax.config import is_cascade, nearest
 from diffjax.errors import UserError
 
@@ -129,6 +130,7 @@ def main(argv: list[str]) -> int:
     name = path.name.replace(".py:", "-").removesuffix(".py").replace("/", "-")
     workdir = Path(_WORKDIR.value or f"runs/{name}").expanduser()
     try:
+        check_keys(_CONFIG.value)
         if _MODE.value == "plan":  # which looks for no devices before it knows for which it is
             from diffjax.plan import plan
 

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffjax import config as configs
 from diffjax import recovery, run_config
+from diffjax.check_config import check_stage
 from diffjax.data.rejects import Rejects
 from diffjax.data.source import Source
 from diffjax.experiment import (
@@ -115,7 +115,7 @@ def prepare(config: ConfigDict, workdir: Path, label: str, interrupt: Interrupt)
     """All that comes before the first step; None if the run is at its end already."""
     # What is cheap to check comes first: nothing is loaded or compiled for a run that cannot work.
     config = adopt(config)
-    configs.check_stage(config)
+    check_stage(config)
     mesh = make_mesh(**config.mesh)
     check_batch(config.batch_size, mesh, accumulate=config.accumulate)
     preview_settings = build_sampler(adopt_sampler(config.preview.sampler, config), "preview.sampler")

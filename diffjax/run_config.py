@@ -7,13 +7,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffjax.check_config import check_types
 from diffjax.config import stage_config
 from diffjax.errors import UserError
 from diffjax.untrusted import read_json
 
 FILE = "config.json"
 _MAX_BYTES = 2**20
-_MAX_INT = 2**53  # no number of a run comes near, and larger ones overflow where they are used
 
 # Keys that may differ when a run is resumed: they change what is seen or where, not what is learnt.
 FREE_KEYS: tuple[str, ...] = ("log_every", "mesh", "attention", "accumulate", "optimizer.offload")
@@ -47,7 +47,7 @@ def load(workdir: Path) -> ConfigDict:
         config = from_dict(read_json(path, _MAX_BYTES))
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # keys that none can have
         raise UserError(f"{path} cannot be read: {error!s:.300}.") from error
-    _check_types(config, stage_config(), path)
+    check_types(config, stage_config(), missing=_told_of_missing, where=f"{path}: ")
     return config
 
 
@@ -97,34 +97,11 @@ def difference(old: ConfigDict, new: ConfigDict) -> list[str]:
     return lines
 
 
-def _check_types(config: ConfigDict, template: ConfigDict, path: Path, prefix: str = "") -> None:
-    """Refuse values that are not of the template's types."""
-    usual = template.get("name")
-    # Another entry of a table, such as of `ema.name`, takes other keys; a data set's name changes none.
-    other = config.get("name", usual) != usual and prefix != "data."
-    for key, default in template.items():
-        name = prefix + key
-        if key not in config:
-            if other:
-                continue
-            if not _is_free(name, (*FREE_KEYS, "data")):
-                raise UserError(f"{path}: has no {name}; it is damaged, or of another version of diffjax.")
-            config[key] = default
-        value = config[key]
-        number = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MAX_INT
-        if isinstance(default, float):
-            fits = number or isinstance(value, float)
-        elif type(default) is int:
-            fits = number
-        else:
-            fits = default is None or isinstance(value, type(default))
-        if fits and isinstance(default, tuple) and default:
-            fits = all(isinstance(inner, type(default[0])) for inner in value)
-        if not fits:
-            kind = "group of keys" if isinstance(default, ConfigDict) else type(default).__name__
-            raise UserError(f"{path}: {name} is {str(value)!r:.80}; expected a {kind}.")
-        if isinstance(default, ConfigDict):
-            _check_types(value, default, path, f"{name}.")
+def _told_of_missing(key: str) -> str | None:
+    """What is wrong with a kept configuration that lacks a key; None: nothing, it changes nothing learnt."""
+    if _is_free(key, (*FREE_KEYS, "data")):
+        return None
+    return f"has no {key}; it is damaged, or of another version of diffjax."
 
 
 def _is_free(key: str, free: Iterable[str]) -> bool:

@@ -10,7 +10,7 @@ from networks import golden_folder
 from safetensors.numpy import load_file, save_file
 
 from diffjax import latents as module
-from diffjax.config import check_stage
+from diffjax.check_config import check_stage
 from diffjax.data import latent_cache
 from diffjax.errors import UserError
 

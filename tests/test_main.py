@@ -123,6 +123,7 @@ def test_a_wrong_flag_is_answered_before_jax_is_loaded(tmp_path):
         ),
         (f"{BASE}.preview.sampler.threshold.name=dinamic", ["did you mean dynamic?"]),
         (f"{BASE}.steps=0", ["steps=0"]),
+        (f"{BASE}.low_res={{}}", ["stages.base.train.low_res.max_aug_level is missing"]),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_before_anything_is_compiled(fails, argument, words):

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from diffjax import stage as stages
-from diffjax.config import check_stage
+from diffjax.check_config import check_stage
 from diffjax.diffusion import (
     couplings,
     grids,

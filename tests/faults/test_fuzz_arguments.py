@@ -9,7 +9,8 @@ from fuzzing import fuzzed
 from hypothesis import strategies as st
 
 from diffjax import main as mains
-from diffjax.config import check_stage, stage_config
+from diffjax.check_config import check_stage
+from diffjax.config import cascade_config, stage_config
 
 
 def flat(config, prefix=""):
@@ -20,7 +21,7 @@ def flat(config, prefix=""):
 
 
 KEYS = sorted(flat(stage_config()))
-OWN = ["steps", "stages", "stages.base", "prompts", ""]
+OWN = ["steps", "stages.base", "stages.base.train", "", *sorted(flat(cascade_config()))]
 OTHERS = ["--mode", "--workdir", "--batch", "--num_processes", "--x", "--noconfig", "-", "--", "surplus"]
 PLACES = st.one_of(
     st.sampled_from([f"--config.stages.base.train.{key}" for key in KEYS]),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from networks import GOLDEN, golden_folder
 
 from diffjax import run_config
-from diffjax.config import check_stage, stage_config
+from diffjax.check_config import check_stage
+from diffjax.config import stage_config
 from diffjax.errors import UserError
 from diffjax.experiment import build_stage
 from diffjax.interop.dit import FAMILIES
