@@ -7,3 +7,8 @@ class UserError(Exception):
     The message says in one or two lines what was given, what was expected and what to do. The program prints
     it without a traceback; anything else that escapes is a bug and keeps its traceback.
     """
+
+
+def brief(error: Exception) -> str:
+    """What an exception says, on one line of at most 300 characters: some quote whole values."""
+    return f"{' '.join(str(error).split()):.300}"

@@ -209,7 +209,8 @@ def explain_override(argv: list[str], error: Exception) -> str:
             if not isinstance(node, ConfigDict) or part not in node:
                 valid = list(node) if isinstance(node, ConfigDict) else []
                 advice = nearest(part, valid) if valid else "it has no parts."
-                return f"--config.{match[1]}: there is no {part!r} here; {advice}"
+                given = repr(match[1])[1:-1]  # line breaks are escaped
+                return f"--config.{given}: there is no {part!r} here; {advice}"
             node = node[part]
     return f"{type(error).__name__}: {error}".splitlines()[0]
 

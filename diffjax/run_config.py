@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from diffjax.check_config import check_types
 from diffjax.config import stage_config
-from diffjax.errors import UserError
+from diffjax.errors import UserError, brief
 from diffjax.untrusted import read_json
 
 FILE = "config.json"
@@ -46,7 +46,7 @@ def load(workdir: Path) -> ConfigDict:
     try:
         config = from_dict(read_json(path, _MAX_BYTES))
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # keys that none can have
-        raise UserError(f"{path} cannot be read: {error!s:.300}.") from error
+        raise UserError(f"{path} cannot be read: {brief(error)}.") from error
     check_types(config, stage_config(), missing=_told_of_missing, where=f"{path}: ")
     return config
 

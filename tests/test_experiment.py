@@ -13,6 +13,8 @@ def scaled(factor=1.0):
 
 
 def shifted(offset=0.0):
+    if isinstance(offset, str):
+        raise TypeError(f"got {offset}")
     if offset < 0:
         raise ValueError("offset must not be negative")
     return ("shifted", offset)
@@ -31,6 +33,8 @@ def test_build_passes_the_other_entries_as_arguments():
         ({"name": "scald"}, "part.name='scald' does not exist; did you mean scaled?"),
         ({"name": "scaled", "facter": 2.0}, "part.facter is no setting of 'scaled'; did you mean factor?"),
         ({"name": "shifted", "offset": -1.0}, "part: offset must not be negative"),
+        ({"name": "shifted", "offset": "a\n  b" * 999}, f"part: got {'a b' * 98}a "),
+        ({"name": "shifted", "offset": {"a": 1}}, "part.offset is a group of keys; expected a value."),
     ],
 )
 def test_build_says_what_is_wrong(entries, words):

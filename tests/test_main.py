@@ -35,6 +35,7 @@ def no_compilation(monkeypatch):
     ("argument", "words"),
     [
         ("--config.bach_size=8", ["'bach_size'", "did you mean batch_size?"]),
+        ("--config.steps\nor so=8", [r"--config.steps\nor so: there is no"]),
         (f"{BASE}.optimizer.learnin_rate=1", ["'learnin_rate'", "did you mean learning_rate?"]),
         (f"{BASE}.resolution.x=1", ["'x'", "no parts"]),
         ("--config.stages.bse.sampler.num_steps=1", ["'bse'", "did you mean base?"]),

@@ -19,7 +19,7 @@ from diffjax.data.records import (
     reason_of,
     scan_shards,
 )
-from diffjax.errors import UserError
+from diffjax.errors import UserError, brief
 
 # The usual names of features; the first that is there counts.
 _IMAGES = ("image", "image/encoded", "jpg", "jpeg", "png", "webp", "image_bytes")
@@ -118,7 +118,7 @@ def _scan(path: Path, image: str | None, caption: str | None) -> Scan:
                     scan.rejected.append((str(row), reason_of(error)))
         reader.close()
     except (RuntimeError, ValueError, IndexError, OSError) as error:
-        raise UserError(f"Cannot read {path}: {error!s:.300}") from error
+        raise UserError(f"Cannot read {path}: {brief(error)}") from error
     return scan
 
 

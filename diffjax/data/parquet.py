@@ -24,7 +24,7 @@ from diffjax.data.records import (
     reason_of,
     scan_shards,
 )
-from diffjax.errors import UserError
+from diffjax.errors import UserError, brief
 
 # The usual names of columns; the first that is there counts.
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_bytes", "bytes")
@@ -164,7 +164,7 @@ def _scan(path: Path, image: str | None, caption: str | None) -> Scan:
                     except CaptionError as error:
                         scan.rejected.append((key, reason_of(error)))
     except (arrow.ArrowException, OSError, LookupError, ValueError) as error:
-        raise UserError(f"Cannot read {path}: {error!s:.300}") from error
+        raise UserError(f"Cannot read {path}: {brief(error)}") from error
     return scan
 
 

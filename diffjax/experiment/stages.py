@@ -28,7 +28,7 @@ from diffjax.diffusion import (
     weightings,
 )
 from diffjax.diffusion.resampling import LossHistory
-from diffjax.errors import UserError
+from diffjax.errors import UserError, brief
 from diffjax.experiment.tables import DTYPES, build, choose, without_foreign
 from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d, unet2d_sizes
 from diffjax.models.dit import DiT
@@ -149,7 +149,7 @@ def build_stage(config: ConfigDict, *, text_embed: int = 0, pooled_embed: int = 
     try:
         boxed = jax.eval_shape(init, jax.random.key(0))
     except (ValueError, TypeError, ArithmeticError, IndexError) as error:  # such as of a size that is 0
-        raise UserError(f"model: {error}") from error
+        raise UserError(f"model: {brief(error)}") from error
     history = resampling.init() if diffusion.resample else None
     return StageModel(stage, lambda key: unbox(init(key)), logical_axes(boxed), unbox(boxed), history)
 
@@ -217,7 +217,7 @@ def check_sampler(stage: Stage, settings: SamplerSettings, key: str) -> None:
         times = settings.times(stage.schedule, settings.num_steps)
         grids.check_grid(times, stage.schedule, stage.prediction, settings.solver)
     except ValueError as error:
-        raise UserError(f"{key}: {error}") from error
+        raise UserError(f"{key}: {brief(error)}") from error
 
 
 def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -232,13 +232,13 @@ def build_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, o
             decay_from=settings.decay_from,
         )
     except ValueError as error:
-        raise UserError(f"optimizer: {error}") from error
+        raise UserError(f"optimizer: {brief(error)}") from error
     make = choose(OPTIMIZERS, settings.name, "optimizer.name")
     names = ("b1", "b2", "weight_decay", "clip_norm", "moments")
     try:
         return make(learning_rate, **{name: settings[name] for name in names}), learning_rate
     except ValueError as error:
-        raise UserError(f"optimizer: {error}") from error
+        raise UserError(f"optimizer: {brief(error)}") from error
 
 
 def build_update(

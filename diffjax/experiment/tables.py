@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffjax.config import nearest
-from diffjax.errors import UserError
+from diffjax.errors import UserError, brief
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -37,14 +37,16 @@ def build(table: Mapping[str, Callable[..., Any]], config: ConfigDict, key: str,
     valid = [
         name for name in inspect.signature(function).parameters if name not in ("name", "parent", *fixed)
     ]
-    for name in values:
+    for name, value in values.items():
         if name not in valid:
             advice = nearest(name, valid) if valid else "it has no settings."
             raise UserError(f"{key}.{name} is no setting of {config.name!r}; {advice}")
+        if isinstance(value, ConfigDict):
+            raise UserError(f"{key}.{name} is a group of keys; expected a value.")
     try:
         return function(**values, **fixed)
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"{key}: {error}") from error
+        raise UserError(f"{key}: {brief(error)}") from error
 
 
 def without_foreign(table: Mapping[str, Callable[..., Any]], config: ConfigDict) -> ConfigDict:

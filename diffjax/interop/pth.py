@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, brief
 from diffjax.interop.pickled import Program, Refused, Tensor, text
 from diffjax.interop.store import Store
 from diffjax.untrusted import read_bytes
@@ -94,7 +94,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     except Refused as error:
         reason = str(error)
     except _DAMAGE as error:
-        reason = f"{type(error).__name__}: {error!s:.200}"
+        reason = f"{type(error).__name__}: {brief(error)}"
     raise UserError(f"{path}: is no state dict that torch.save wrote, or damaged ({reason}); get it again.")
 
 

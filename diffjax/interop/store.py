@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from diffjax.errors import UserError
+from diffjax.errors import UserError, brief
 from diffjax.untrusted import check_links, read_json
 
 # Of all parameters of the largest diffusion models together it is one; what is parsed takes 13 times as much.
@@ -94,7 +94,7 @@ class Store:
         except (OSError, SafetensorError, MemoryError, AttributeError, TypeError, ValueError) as error:
             what = f"{name:.200}, {self.dtype(name)} {self.shape(name)}"
             raise UserError(
-                f"{self._where[name]}: tensor {what}, cannot be read ({error!s:.300})."
+                f"{self._where[name]}: tensor {what}, cannot be read ({brief(error)})."
             ) from error
 
     def _paths(self) -> list[Path]:
@@ -143,7 +143,7 @@ def _open(path: Path) -> Any:
             if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) > 2 * size:
                 raise SafetensorError(f"tensor {name:.80} cannot have its shape of {len(shape)} sides")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors ({error!s:.300}); get it again.") from error
+        raise UserError(f"{path}: cannot be read as safetensors ({brief(error)}); get it again.") from error
     return file
 
 
