@@ -250,13 +250,34 @@ def test_dit_xl_on_256_chips_sends_little_more_than_it_must(tensor):
 
 
 def least_sent(parameters, data, fsdp, tensor, batch, *, depth=28, tokens=256, width=1152):
-    """Bytes that DiT-XL/2 must send in bfloat16: twice its weights and once their gradients over `fsdp`, the
-    gradients' shards over `data`, and four sums of activations a block over `tensor`."""
+    """Bytes that DiT-XL/2 must send in bfloat16, and with tensor=1 any network: twice its weights and once
+    their gradients over `fsdp`, the gradients' shards over `data`, four sums of activations a block over
+    `tensor`."""
     ring = lambda count: (count - 1) / count  # noqa: E731
     weights = 2 * parameters / tensor
     activations = 2 * batch // (data * fsdp) * tokens * width
     sums = 2 * ring(tensor) * 4 * depth * activations
     return 3 * weights * ring(fsdp) + 2 * weights / fsdp * ring(data) + sums
+
+
+@pytest.fixture
+def little_effort():
+    """A compiler that tries less: large convolutional networks take it over 25 minutes otherwise."""
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    yield
+    jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("little_effort")
+def test_imagens_largest_network_on_256_chips_sends_little_more_than_it_must():
+    data = fsdp = 16
+    found = slice_plan("v5e:16x16", "imagen/base64", "2b", 2048, fsdp=fsdp)
+    assert found.fits
+    assert "all-to-all" not in found.collectives
+    sent = sum(each.bytes for each in found.collectives.values())
+    assert sent <= 1.5 * least_sent(found.parameters, data, fsdp, tensor=1, batch=2048)
 
 
 @pytest.mark.slow
