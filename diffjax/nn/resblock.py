@@ -87,7 +87,9 @@ class ModulatedNorm(nn.Module):
         """`x` `[batch, height, width, channels]`, `vector` `[batch, embed]`."""
         act = ACTIVATIONS[self.activation]
         modulation = dense(2 * x.shape[-1], dtype=self.dtype, name="modulation")(act(vector))
-        scale, shift = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
+        # Each half is whole on all devices: to join gradients that are divided would take an all-to-all.
+        parts = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
+        scale, shift = (constrain(part, "batch", None, None, None) for part in parts)
         return norm_of(x, self.groups, self.epsilon, name="norm") * (1.0 + scale) + shift
 
 
