@@ -270,6 +270,16 @@ def little_effort():
 
 
 @pytest.mark.slow
+def test_divided_hidden_features_of_a_unet_need_no_all_to_all():
+    config = tiny("imagen/base64")
+    config.mesh.update(fsdp=2, tensor=2)
+    where = make_mesh(**config.mesh)
+    found = estimate.measure(train_program(config, where, batch=16), where)
+    assert found.collectives["all-reduce"].bytes > 0
+    assert "all-to-all" not in found.collectives
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_effort")
 def test_imagens_largest_network_on_256_chips_sends_little_more_than_it_must():
     data = fsdp = 16
