@@ -50,11 +50,10 @@ class SingleBlock(nn.Module):
         shift, scale, gate = Modulation(embed, 3, dtype=self.dtype, name="modulation")(vector)
         y = modulate(norm(x, self.dtype), shift, scale)
 
-        def project(name: str, **options: Any) -> jax.Array:
-            return heads_of(y, self.heads, self.head_dim, name=name, dtype=self.dtype, **options)
-
-        turned: dict[str, Any] = {"norm": "rms", "rotary": positions}
-        seen = attend(project("query", **turned), project("key", **turned), project("value"))
+        names = ("query", "key", "value")
+        seen = attend(
+            *heads_of(y, names, self.heads, self.head_dim, norm="rms", rotary=positions, dtype=self.dtype)
+        )
         hidden = dense(4 * embed, axes=("embed", "mlp"), dtype=self.dtype, name="mlp")(y)
         both = jnp.concatenate([seen.reshape(*x.shape[:-1], -1), ACTIVATIONS["gelu_tanh"](hidden)], axis=-1)
         y = dense(embed, axes=("mlp", "embed"), dtype=self.dtype, name="out")(both)

@@ -1,13 +1,23 @@
 """Attention: one function, whatever network asks, with interchangeable kernels; and the module around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 
 from diffjax.errors import UserError
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import Dtype, Initializer, constrain, dense, layer_norm, lecun, num_parts, rms_norm
+from diffjax.nn.layers import (
+    Dtype,
+    Initializer,
+    apply_together,
+    constrain,
+    dense,
+    layer_norm,
+    lecun,
+    num_parts,
+    rms_norm,
+)
 from diffjax.nn.rotary import Rotary, rotate
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"rms": rms_norm, "layer": layer_norm}
@@ -15,46 +25,56 @@ NORMS: dict[str, Callable[..., nn.Module]] = {"rms": rms_norm, "layer": layer_no
 
 def heads_of(
     source: jax.Array,
+    names: Sequence[str],
     heads: int,
     head_dim: int,
     *,
-    name: str,
     use_bias: bool = True,
     norm: str = "",
     norm_eps: float = 1e-6,
     rotary: Rotary | None = None,
     kernel_init: Initializer = lecun,
     dtype: Dtype = None,
-) -> jax.Array:
-    """Project tokens to queries, keys or values; to be called inside a compact method, which owns the layers.
+) -> list[jax.Array]:
+    """Project tokens to queries, keys and values; inside a compact method, which owns the layers.
 
     Args:
       source: `[batch, length, any]`.
+      names: of the linear layers; a norm's is `{name}_norm`. Values, whose names end in "value", are neither
+        normed nor turned.
       heads: number of heads.
       head_dim: width of each.
-      name: of the linear layer; the norm's is `{name}_norm`.
-      use_bias: whether the linear layer has one.
+      use_bias: whether the linear layers have one.
       norm: "rms" or "layer": of each head (Dehghani et al., 2023: QK norm); "" is none.
       norm_eps: of that norm.
       rotary: turns each head by its token's position (Su et al., 2021).
-      kernel_init: of the linear layer.
+      kernel_init: of the linear layers.
       dtype: compute dtype.
 
     Returns:
-      `[batch, length, heads, head_dim]`.
+      `[batch, length, heads, head_dim]` for each name.
     """
-    y = dense(
-        heads * head_dim,
-        axes=("embed", "heads"),
-        use_bias=use_bias,
-        kernel_init=kernel_init,
-        dtype=dtype,
-        name=name,
-    )(source)
-    y = constrain(_split(y, heads), "batch", "length", "heads", "head_dim")
-    if norm:
-        y = NORMS[norm](epsilon=norm_eps, axis="head_dim", dtype=dtype, name=f"{name}_norm")(y)
-    return y if rotary is None else rotate(y, rotary)
+    layers = [
+        dense(
+            heads * head_dim,
+            axes=("embed", "heads"),
+            use_bias=use_bias,
+            kernel_init=kernel_init,
+            dtype=dtype,
+            name=name,
+        )
+        for name in names
+    ]
+
+    def finish(name: str, y: jax.Array) -> jax.Array:
+        y = constrain(_split(y, heads), "batch", "length", "heads", "head_dim")
+        if name.endswith("value"):
+            return y
+        if norm:
+            y = NORMS[norm](epsilon=norm_eps, axis="head_dim", dtype=dtype, name=f"{name}_norm")(y)
+        return y if rotary is None else rotate(y, rotary)
+
+    return [finish(name, y) for name, y in zip(names, apply_together(layers, source), strict=True)]
 
 
 def _split(y: jax.Array, heads: int) -> jax.Array:
@@ -123,23 +143,24 @@ class Attention(nn.Module):
         if self.head_dim is None and embed % self.heads:
             raise ValueError(f"width {embed} is not divisible by {self.heads} heads")
         head_dim = self.head_dim or embed // self.heads
-        context = x if context is None else context
 
-        def project(source: jax.Array, name: str, *, normed: bool) -> jax.Array:
+        def project(source: jax.Array, *names: str) -> list[jax.Array]:
             return heads_of(
                 source,
+                names,
                 self.heads,
                 head_dim,
-                name=name,
                 use_bias=self.use_bias,
-                norm=self.qk_norm if normed else "",
-                rotary=rotary if normed else None,
+                norm=self.qk_norm,
+                rotary=rotary,
                 kernel_init=self.kernel_init,
                 dtype=self.dtype,
             )
 
-        query, key = project(x, "query", normed=True), project(context, "key", normed=True)
-        value = project(context, "value", normed=False)
+        if context is None:
+            query, key, value = project(x, "query", "key", "value")
+        else:
+            (query,), (key, value) = project(x, "query"), project(context, "key", "value")
         y = attend(query, key, value, mask=mask, bias=bias, causal=causal, scale=self.scale)
         y = y.reshape(*x.shape[:-1], self.heads * head_dim)
         return dense(

@@ -129,10 +129,9 @@ class TextPooling(nn.Module):
         place = param(self, "position", nn.initializers.normal(embed**-0.5), (1, embed), ("one", "embed"))
         mean = x.mean(axis=1, keepdims=True) + place.astype(x.dtype)
         x = jnp.concatenate([mean, x], axis=1)
-        query, key, value = (
-            heads_of(source, self.heads, embed // self.heads, dtype=self.dtype, name=name)
-            for name, source in (("query", mean), ("key", x), ("value", x))
-        )
+        sizes = (self.heads, embed // self.heads)
+        (query,) = heads_of(mean, ["query"], *sizes, dtype=self.dtype)
+        key, value = heads_of(x, ["key", "value"], *sizes, dtype=self.dtype)
         pooled = attend(query, key, value).reshape(-1, embed)
         pooled = dense(self.features, axes=("heads", "embed"), dtype=self.dtype, name="out")(pooled)
         return layer_norm(epsilon=1e-5, dtype=self.dtype, name="norm_out")(pooled)

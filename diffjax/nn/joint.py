@@ -51,21 +51,12 @@ class JointAttention(nn.Module):
         """
         words = context.shape[1]
 
-        def project(name: str) -> jax.Array:
-            parts = [
-                heads_of(
-                    source,
-                    self.heads,
-                    self.head_dim,
-                    name=prefix + name,
-                    norm="" if name == "value" else self.qk_norm,
-                    dtype=self.dtype,
-                )
-                for prefix, source in (("context_", context), ("", x))
-            ]
-            return jnp.concatenate(parts, axis=1)
+        def project(source: jax.Array, prefix: str = "") -> list[jax.Array]:
+            names = [prefix + name for name in ("query", "key", "value")]
+            return heads_of(source, names, self.heads, self.head_dim, norm=self.qk_norm, dtype=self.dtype)
 
-        query, key, value = project("query"), project("key"), project("value")
+        parts = zip(project(context, "context_"), project(x), strict=True)
+        query, key, value = (jnp.concatenate(pair, axis=1) for pair in parts)
         if rotary is not None:
             query, key = rotate(query, rotary), rotate(key, rotary)
         if self.last:

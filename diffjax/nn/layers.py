@@ -43,6 +43,41 @@ class Dense(nn.Dense):
             return outputs.reshape(*inputs.shape[:-1], self.features)
         return _placed(super().__call__(inputs), self.axis)
 
+    @nn.compact
+    def weights(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+        """Kernel and bias for inputs of a width, as they are when the layer is called."""
+        kernel = self.param("kernel", self.kernel_init, (width, self.features), self.param_dtype)
+        if not self.use_bias:
+            return kernel, None
+        return kernel, self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+
+
+def apply_together(layers: Sequence[Dense], inputs: jax.Array) -> list[jax.Array]:
+    """What linear layers, alike but for their parameters, make of one input; inside a compact method.
+
+    Where their features are divided over devices it is one product. Each product's gradient of the input is a
+    sum over these devices, and XLA sends the sums one by one before it adds them up.
+
+    Args:
+      layers: new ones, which the method owns.
+      inputs: `[batch, length, in]`.
+
+    Returns:
+      `[batch, length, features]` of each.
+    """
+    first = layers[0]
+    if len(layers) == 1 or num_parts(first.axis) == 1:
+        return [layer(inputs) for layer in layers]
+    given = [layer.weights(inputs.shape[-1]) for layer in layers]
+    cast = [nn.dtypes.promote_dtype(inputs, *weights, dtype=first.dtype) for weights in given]
+    kernel = jnp.stack([kernel for _, kernel, _ in cast], axis=1)
+    y = jnp.einsum("bli,inf->blnf", cast[0][0], kernel)
+    if first.use_bias:
+        y = y + jnp.stack([bias for _, _, bias in cast])
+    y = constrain(y, "batch", "length", None, first.axis)
+    # The gradient of a split is a concatenation; of indices it would be a sum of padded arrays.
+    return [part[:, :, 0] for part in jax.lax.split(y, (1,) * len(layers), axis=2)]
+
 
 def convolve(x: jax.Array, kernel: jax.Array, *args: Any, **options: Any) -> jax.Array:
     """`jax.lax.conv_general_dilated`, on those meshes where its result is right.

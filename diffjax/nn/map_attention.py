@@ -62,19 +62,22 @@ class MapAttention(nn.Module):
         if self.groups:
             h = group_norm(self.groups, epsilon=self.epsilon, name="norm")(h)
 
-        def project(source: jax.Array, name: str) -> jax.Array:
-            return heads_of(source, self.heads, channels // self.heads, dtype=self.dtype, name=name)
+        def project(source: jax.Array, *names: str) -> list[jax.Array]:
+            return heads_of(source, names, self.heads, channels // self.heads, dtype=self.dtype)
 
-        query, keys, values = project(h, "query"), [], []
+        pairs = []
         if text is not None:
             if self.text_groups:
                 text = group_norm(self.text_groups, epsilon=1e-5, name="text_norm")(text)
-            keys, values = [project(text, "text_key")], [project(text, "text_value")]
-        if text is None or not self.text_only:
-            keys, values = [*keys, project(h, "key")], [*values, project(h, "value")]
+            pairs.append(project(text, "text_key", "text_value"))
+        if text is not None and self.text_only:
+            (query,) = project(h, "query")
+        else:
+            query, *pair = project(h, "query", "key", "value")
+            pairs.append(pair)
             if mask is not None:
                 mask = jnp.concatenate([mask, jnp.ones((batch, height * width), bool)], axis=1)
-        key, value = jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
+        key, value = (jnp.concatenate(parts, axis=1) for parts in zip(*pairs, strict=True))
         h = attend(query, key, value, mask=mask if text is not None else None).reshape(h.shape)
         h = dense(channels, axes=("heads", "embed"), kernel_init=zeros, dtype=self.dtype, name="out")(h)
         y = x + h.reshape(x.shape)

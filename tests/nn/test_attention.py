@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,7 +6,10 @@ import numpy as np
 import pytest
 
 from diffjax.nn.attention import Attention, heads_of
-from diffjax.nn.layers import unbox, zeros
+from diffjax.nn.layers import axis_rules, logical_axes, unbox, zeros
+from diffjax.parallel.collectives import traffic
+from diffjax.parallel.mesh import make_mesh
+from diffjax.parallel.rules import Rules, param_shardings
 
 
 def normal(seed, *shape):
@@ -96,7 +100,7 @@ class Heads(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return heads_of(x, 3, 4, name="query", use_bias=False, norm=self.norm, norm_eps=self.eps)
+        return heads_of(x, ["query"], 3, 4, use_bias=False, norm=self.norm, norm_eps=self.eps)[0]
 
 
 @pytest.mark.parametrize("norm", ["", "rms", "layer"])
@@ -150,3 +154,26 @@ def test_bias_scale_and_causality_are_passed_on():
     assert float(jnp.abs(apply(causal=True)[:, 0] - y[:, 0]).max()) > 1e-3
     np.testing.assert_allclose(apply(module.clone(scale=0.5)), y, atol=1e-6)  # the default, of heads of 4
     assert float(jnp.abs(apply(module.clone(scale=1.0)) - y).max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_over_divided_heads_the_gradient_of_each_input_is_summed_once(kind):
+    x = normal(0, 2, 3, 16)
+    inputs = (x,) if kind == "self" else (x, normal(1, 2, 5, 6))
+    module = Attention(8, qk_norm="rms")
+    params = randomised(module, *inputs)
+    axes = logical_axes(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
+
+    def loss(params, inputs):
+        return jnp.sum(module.apply({"params": params}, *inputs) ** 2)
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    expected = gradients(params, inputs)
+    mesh = make_mesh(tensor=8)
+    placed = jax.device_put(params, param_shardings(mesh, Rules(), params, axes, min_size=1))
+    with jax.set_mesh(mesh), axis_rules(Rules().pairs()):
+        divided = gradients.lower(placed, inputs).compile()
+        chex.assert_trees_all_close(jax.device_get(divided(placed, inputs)), expected, rtol=1e-4, atol=1e-4)
+    # A ring of eight sends 7/8 twice: of the output, of each input, of the norms' scales of two numbers each.
+    numbers = 2 * 3 * 16 + sum(each.size for each in inputs) + 2 * 2
+    assert traffic(divided.as_text())["all-reduce"].bytes == 2 * 7 * 4 * numbers // 8
