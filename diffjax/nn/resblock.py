@@ -86,9 +86,11 @@ class ModulatedNorm(nn.Module):
     def __call__(self, x: jax.Array, vector: jax.Array) -> jax.Array:
         """`x` `[batch, height, width, channels]`, `vector` `[batch, embed]`."""
         act = ACTIVATIONS[self.activation]
-        modulation = dense(2 * x.shape[-1], dtype=self.dtype, name="modulation")(act(vector))
-        # Each half is whole on all devices: to join gradients that are divided would take an all-to-all.
-        parts = jnp.split(modulation.astype(jnp.float32)[:, None, None, :], 2, axis=-1)
+        layer = dense(2 * x.shape[-1], axes=("embed", "mlp"), dtype=self.dtype, name="modulation")
+        # Tensor parallelism divides the layer, but not its few results: devices have parts of the halves, and
+        # each half is whole on all of them, as to join gradients that are divided would take an all-to-all.
+        modulation = constrain(layer(act(vector)), "batch", "embed").astype(jnp.float32)
+        parts = jnp.split(modulation[:, None, None, :], 2, axis=-1)
         scale, shift = (constrain(part, "batch", None, None, None) for part in parts)
         return norm_of(x, self.groups, self.epsilon, name="norm") * (1.0 + scale) + shift
 
