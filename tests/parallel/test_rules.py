@@ -12,7 +12,9 @@ from jax.sharding import PartitionSpec
 from diffjax.diffusion.losses import BatchLoss
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
+from diffjax.models.mmdit import MMDiT
 from diffjax.models.unet import UNet
+from diffjax.models.unet2d import UNet2D
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.layers import axis_rules, constrain, logical_axes, unbox
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
@@ -27,6 +29,31 @@ NETWORKS = {
     "unrolled_dit": DiT(patch=4, embed=32, depth=2, heads=2, scan=False),
     "unet": UNet(channels=8, multipliers=(1, 2), **LEVELS),
     "efficient_unet": UNet(channels=8, multipliers=(1, 2), efficient=True, **LEVELS),
+    "mmdit": MMDiT(
+        patch=4,
+        depth=2,
+        heads=2,
+        head_dim=16,
+        in_channels=3,
+        out_channels=3,
+        text_embed=6,
+        pooled_embed=6,
+        max_size=4,
+        qk_norm="rms",
+        dual_attention=(0,),
+    ),
+    "unet2d": UNet2D(
+        in_channels=6,
+        channels=(8, 16),
+        blocks=(1, 1),
+        attention=("self", "joint"),
+        heads=(2, 2),
+        resample=("conv", "conv"),
+        middle_attention="transformer",
+        modulation="scale_shift",
+        text_embed=6,
+        groups=4,
+    ),
 }
 RATE = optax.constant_schedule(0.1)
 # Not Adam: it divides by the size of the gradient, and so makes rounding errors of zero gradients large.
@@ -189,7 +216,8 @@ def trained(name, layout):
         pytest.param(name, layout, marks=[] if (name, layout) == ("dit", "tensor") else pytest.mark.slow)
         for name in ("dit", "unrolled_dit", "efficient_unet")
         for layout in LAYOUTS
-    ],
+    ]
+    + [pytest.param(name, "tensor", marks=pytest.mark.slow) for name in ("unet", "mmdit", "unet2d")],
 )
 def test_eight_devices_do_what_one_does(name, layout):
     if (name, layout) == ("efficient_unet", "all"):
