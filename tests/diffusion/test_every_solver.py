@@ -78,9 +78,15 @@ SETTINGS = {
     "edm": (edm(sigma_max=60.0), grids.karras(sigma_min=0.01, sigma_max=20.0)),
 }
 ONE_SHOT = ("consistency", "lcm")  # which are not meant for a denoiser that averages
+MANY_STEPS = [
+    # Langevin steps are many: ten a noise level.
+    pytest.param(name, marks=pytest.mark.slow) if name == "annealed_langevin" else name
+    for name in STOCHASTIC
+    if name not in ONE_SHOT
+]
 
 
-@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name not in ONE_SHOT])
+@pytest.mark.parametrize("name", MANY_STEPS)
 def test_stochastic_solvers_reproduce_the_data(name):
     """Mean and deviation within 3 %, and for a mixture the distribution function within 0.03 everywhere."""
     schedule, grid = SETTINGS.get(name, (cosine(), grids.uniform()))
@@ -100,7 +106,7 @@ def test_stochastic_solvers_reproduce_the_data(name):
     assert np.abs(np.asarray(cdf) - np.arange(count) / count).max() < 0.03
 
 
-@pytest.mark.parametrize("name", [name for name in STOCHASTIC if name not in ONE_SHOT])
+@pytest.mark.parametrize("name", MANY_STEPS)
 def test_stochastic_solvers_reproduce_the_covariance(name):
     """Each entry within 6 % of the largest variance: what 120 steps leave, and chance."""
     schedule, grid = SETTINGS.get(name, (cosine(), grids.uniform()))

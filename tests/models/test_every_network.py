@@ -127,6 +127,7 @@ def test_hidden_words_and_the_vector_of_a_dropped_text_do_not_matter(tiny):
         assert not change(tiny(x, level, given), tiny(x, level, other)).any()
 
 
+@pytest.mark.slow
 @networks(lambda tiny: hasattr(tiny.net, "dropout"))
 def test_dropout_acts_in_training_only(tiny):
     net = tiny.net.clone(dropout=0.5)
