@@ -248,11 +248,11 @@ def test_dit_xl_on_256_chips_sends_little_more_than_it_must(tensor):
     sends_little(found, data, fsdp, tensor, sums=4 * 28 * batch // (data * fsdp) * 256 * 1152)
 
 
-def sends_little(found, data, fsdp, tensor, sums):
+def sends_little(found, data, fsdp, tensor, sums, most=1.5):
     assert found.fits
     assert "all-to-all" not in found.collectives
     sent = sum(each.bytes for each in found.collectives.values())
-    assert sent <= 1.5 * least_sent(found.parameters, data, fsdp, tensor, sums)
+    assert sent <= most * least_sent(found.parameters, data, fsdp, tensor, sums)
 
 
 def least_sent(parameters, data, fsdp, tensor, sums):
@@ -309,7 +309,8 @@ def test_imagens_largest_network_on_256_chips_sends_little_more_than_it_must(ten
     fsdp, data, batch = 16 // tensor, 16, 2048
     found = slice_plan("v5e:16x16", "imagen/base64", "2b", batch, fsdp=fsdp, tensor=tensor)
     sums = imagens_sums(load("imagen/base64", "2b")) * batch // (data * fsdp)
-    sends_little(found, data, fsdp, tensor, sums)
+    # 1.24 and 1.26; with gradients of queries, keys and values summed one by one it is 1.5.
+    sends_little(found, data, fsdp, tensor, sums, most=1.3)
 
 
 @pytest.mark.slow
