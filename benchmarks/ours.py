@@ -19,7 +19,7 @@ from diffjax.diffusion.schedules import logsnr
 from diffjax.diffusion.solvers import SOLVERS
 from diffjax.diffusion.weightings import unit
 from diffjax.flops import model_flops
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 from diffjax.parallel.mesh import batch_sharding, make_mesh, replicated
 from diffjax.parallel.rules import on_mesh
 from diffjax.training.optimizer import adamw

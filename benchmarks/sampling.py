@@ -25,7 +25,7 @@ from diffjax.diffusion.sampling import sample
 from diffjax.diffusion.solvers import SOLVERS
 from diffjax.models.dit import DiT
 from diffjax.nn.conditioning import Cond
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 
 SIDE, BATCH = 16, 8
 DEFAULT = ("ddim", "ddpm", "heun", "dpmpp_2m", "unipc", "dpm_solver", "dpmpp_sde", "edm")

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from diffjax.interop.model import open_network
-from diffjax.nn.layers import axis_rules, logical_axes, unbox
+from diffjax.nn.placement import axis_rules, logical_axes, unbox
 from diffjax.parallel.rules import Rules
 
 GOLDEN = Path(__file__).parent / "golden"

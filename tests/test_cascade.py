@@ -13,7 +13,7 @@ from diffjax.errors import UserError
 from diffjax.models.dit import DiT
 from diffjax.nn import layers, transformer
 from diffjax.nn.conditioning import Cond
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 from diffjax.stage import SamplerSettings, Stage
 
 

@@ -15,7 +15,8 @@ from diffjax.models.unet import UNet
 from diffjax.nn.attention import Attention
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.kernels import use_kernel
-from diffjax.nn.layers import conv, unbox
+from diffjax.nn.layers import conv
+from diffjax.nn.placement import unbox
 
 
 def array(*shape, dtype=jnp.float32):

@@ -34,7 +34,7 @@ from diffjax.models import dit_sizes, edm2, flux, mmdit, unet, unet2d, unet2d_si
 from diffjax.models.dit import DiT
 from diffjax.nn import magnitude
 from diffjax.nn.conditioning import Cond
-from diffjax.nn.layers import logical_axes, unbox
+from diffjax.nn.placement import logical_axes, unbox
 from diffjax.nn.uncertainty import Uncertainty
 from diffjax.stage import SamplerSettings, Stage
 from diffjax.training import ema

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from diffjax.interop.rows import Row, Source, check, read_params, sources
 from diffjax.interop.store import Store
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 
 # How names end that nothing needs: the bias of Inception's logits is left out.
 _IGNORED = ("num_batches_tracked", "fc.bias")

@@ -12,7 +12,7 @@ from diffjax.errors import UserError
 from diffjax.interop.families import Family
 from diffjax.interop.rows import check, read_params, sources, to_tensors
 from diffjax.interop.store import Store, write_store
-from diffjax.nn.layers import logical_axes, unbox
+from diffjax.nn.placement import logical_axes, unbox
 from diffjax.untrusted import read_json
 
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}

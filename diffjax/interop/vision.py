@@ -13,7 +13,7 @@ from diffjax.interop.families import Family, fraction, get, number, require
 from diffjax.interop.rows import Row, check, read_params, sources
 from diffjax.interop.store import Store
 from diffjax.models.vision_transformer import VisionTransformer, resized_positions
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 
 # Their letter, width, blocks and heads; the largest has gated feed-forward layers.
 _DINOV2 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "g": (1536, 40, 24)}

@@ -17,8 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffjax.nn.layers import Dtype, constrain, conv, group_norm
+from diffjax.nn.layers import Dtype, conv, group_norm
 from diffjax.nn.levels import descend
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import once
 from diffjax.nn.resblock import FEATURE_MAP, AttentionBlock, Downsample, NearestUpsample, ResBlock
 

@@ -8,9 +8,10 @@ import numpy as np
 from diffjax.nn.attention import NORMS
 from diffjax.nn.conditioning import Cond, TextProjection
 from diffjax.nn.embeddings import LevelLabelEmbedding, NoiseLevelEmbedding, sincos_positions_2d
-from diffjax.nn.layers import Dtype, constrain, dense, param, zeros
+from diffjax.nn.layers import Dtype, dense, param, zeros
 from diffjax.nn.mlp import Mlp
 from diffjax.nn.patches import patchify, unpatchify
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 from diffjax.nn.rotary import Rotary, rotary
 from diffjax.nn.transformer import (

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import Dtype, constrain, param, zeros
+from diffjax.nn.layers import Dtype, param, zeros
 from diffjax.nn.levels import ascend, descend
 from diffjax.nn.magnitude import (
     MagnitudeConv,
@@ -27,6 +27,7 @@ from diffjax.nn.magnitude import (
     pixel_norm,
     silu,
 )
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import once
 from diffjax.nn.resblock import FEATURE_MAP, RESAMPLE
 

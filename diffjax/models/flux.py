@@ -10,9 +10,10 @@ from diffjax.nn.attention import heads_of
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.joint import JointBlock, Output, VectorEmbedding, norm, text_of
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import Dtype, constrain, dense
+from diffjax.nn.layers import Dtype, dense
 from diffjax.nn.mlp import ACTIVATIONS
 from diffjax.nn.patches import patchify, unpatchify
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 from diffjax.nn.rotary import Rotary, rotary
 from diffjax.nn.transformer import Modulation, modulate

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.embeddings import sincos_positions_2d
 from diffjax.nn.joint import JointBlock, Output, VectorEmbedding, text_of
-from diffjax.nn.layers import Dtype, constrain, dense, param
+from diffjax.nn.layers import Dtype, dense, param
 from diffjax.nn.patches import patchify, unpatchify
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 
 SIZES: dict[str, dict[str, Any]] = {

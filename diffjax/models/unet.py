@@ -25,8 +25,9 @@ import jax.numpy as jnp
 
 from diffjax.nn.conditioning import Cond, TextProjection
 from diffjax.nn.embeddings import NoiseLevelEmbedding
-from diffjax.nn.layers import Dtype, constrain, conv, zeros
+from diffjax.nn.layers import Dtype, conv, zeros
 from diffjax.nn.levels import ascend, descend
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import once
 from diffjax.nn.resblock import (
     FEATURE_MAP,

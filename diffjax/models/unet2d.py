@@ -25,9 +25,10 @@ import jax.numpy as jnp
 
 from diffjax.nn.conditioning import Cond, TextPooling
 from diffjax.nn.embeddings import LabelEmbedding, NoiseLevelEmbedding, sinusoidal
-from diffjax.nn.layers import Dtype, constrain, conv, dense, group_norm, zeros
+from diffjax.nn.layers import Dtype, conv, dense, group_norm, zeros
 from diffjax.nn.map_attention import MapAttention, SpatialTransformer
 from diffjax.nn.mlp import ACTIVATIONS, Mlp
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import once
 from diffjax.nn.resblock import FEATURE_MAP, Downsample, NearestUpsample, ResBlock
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.nn.attention import Attention
-from diffjax.nn.layers import constrain, dense, layer_norm, ones, param, zeros
+from diffjax.nn.layers import dense, layer_norm, ones, param, zeros
 from diffjax.nn.mlp import Mlp
 from diffjax.nn.patches import patchify
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 
 

@@ -7,17 +7,8 @@ import jax
 
 from diffjax.errors import UserError
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import (
-    Dtype,
-    Initializer,
-    apply_together,
-    constrain,
-    dense,
-    layer_norm,
-    lecun,
-    num_parts,
-    rms_norm,
-)
+from diffjax.nn.layers import Dtype, Initializer, apply_together, dense, layer_norm, lecun, rms_norm
+from diffjax.nn.placement import constrain, num_parts
 from diffjax.nn.rotary import Rotary, rotate
 
 NORMS: dict[str, Callable[..., nn.Module]] = {"rms": rms_norm, "layer": layer_norm}

@@ -10,8 +10,9 @@ from diffjax.nn.attention import Attention, heads_of
 from diffjax.nn.conditioning import Cond
 from diffjax.nn.embeddings import NoiseLevelEmbedding
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import Dtype, constrain, dense, layer_norm, zeros
+from diffjax.nn.layers import Dtype, dense, layer_norm, zeros
 from diffjax.nn.mlp import Mlp
+from diffjax.nn.placement import constrain
 from diffjax.nn.rotary import Rotary, rotate
 from diffjax.nn.transformer import Modulation, modulate
 

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from diffjax.errors import UserError
-from diffjax.nn.layers import mesh_axes
+from diffjax.nn.placement import mesh_axes
 
 LONG = 1024**2  # products of a head's queries and keys from which on they are not to be kept in memory
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from diffjax.nn.attention import Attention, heads_of
 from diffjax.nn.kernels import attend
-from diffjax.nn.layers import Dtype, constrain, dense, group_norm, layer_norm, zeros
+from diffjax.nn.layers import Dtype, dense, group_norm, layer_norm, zeros
 from diffjax.nn.mlp import Mlp
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 from diffjax.nn.resblock import FEATURE_MAP
 

@@ -13,19 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nn.attention import Attention
-from diffjax.nn.layers import (
-    Dtype,
-    GroupNorm,
-    Initializer,
-    constrain,
-    conv,
-    dense,
-    group_norm,
-    layer_norm,
-    lecun,
-    zeros,
-)
+from diffjax.nn.layers import Dtype, GroupNorm, Initializer, conv, dense, group_norm, layer_norm, lecun, zeros
 from diffjax.nn.mlp import ACTIVATIONS
+from diffjax.nn.placement import constrain
 
 FEATURE_MAP = ("batch", "height", "width", "channels")
 HIDDEN_MAP = ("batch", "height", "width", "conv_hidden")

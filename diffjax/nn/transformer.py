@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nn.attention import NORMS, Attention
-from diffjax.nn.layers import Dtype, Initializer, constrain, dense, lecun, param, zeros
+from diffjax.nn.layers import Dtype, Initializer, dense, lecun, param, zeros
 from diffjax.nn.mlp import Mlp
+from diffjax.nn.placement import constrain
 from diffjax.nn.rotary import Rotary
 
 CONDITIONINGS = {"adaln_zero": 6, "adaln": 4, "adaln_single": 6, "in_context": 0, "cross_attention": 0}

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffjax.errors import UserError
 from diffjax.nn.kernels import use_kernel
-from diffjax.nn.layers import axis_rules
+from diffjax.nn.placement import axis_rules
 from diffjax.parallel.mesh import BATCH_AXES
 
 MeshAxes = str | tuple[str, ...] | None

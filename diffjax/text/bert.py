@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nn.attention import Attention
-from diffjax.nn.layers import constrain, embedding, layer_norm
+from diffjax.nn.layers import embedding, layer_norm
 from diffjax.nn.mlp import Mlp
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 
 

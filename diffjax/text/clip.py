@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from diffjax.nn.attention import Attention
-from diffjax.nn.layers import Dtype, constrain, dense, embedding, layer_norm
+from diffjax.nn.layers import Dtype, dense, embedding, layer_norm
 from diffjax.nn.mlp import Mlp
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 
 HIGHEST_ID = 2

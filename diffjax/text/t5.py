@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffjax.nn.attention import Attention
-from diffjax.nn.layers import Dtype, constrain, embedding, param, rms_norm
+from diffjax.nn.layers import Dtype, embedding, param, rms_norm
 from diffjax.nn.mlp import Mlp
+from diffjax.nn.placement import constrain
 from diffjax.nn.repeat import repeat
 
 

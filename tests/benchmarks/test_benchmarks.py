@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import cases, ours, peers, run, timing
 from diffjax.models.dit import DiT
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 from diffjax.training.state import count_params
 
 NUMBERS = ("parameters", "first_seconds", "seconds", "core_seconds", "images_per_second", "ratio", "load")

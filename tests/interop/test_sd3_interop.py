@@ -6,7 +6,7 @@ from networks import golden_folder, golden_network
 from diffjax.errors import UserError
 from diffjax.interop.model import open_network
 from diffjax.interop.sd3 import FAMILIES
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 
 
 def test_a_new_table_of_positions_is_that_of_diffusers(tmp_path):

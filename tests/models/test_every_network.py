@@ -12,7 +12,7 @@ from networks import backward, by_path, compiled, relative_error
 from tiny_networks import DIT_OPTIONS, NETWORKS
 
 from diffjax.nn.conditioning import Cond, drop_cond
-from diffjax.nn.layers import logical_axes, unbox
+from diffjax.nn.placement import logical_axes, unbox
 from diffjax.parallel.rules import Rules
 
 

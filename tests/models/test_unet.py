@@ -6,7 +6,7 @@ from networks import compiled
 from tiny_networks import LOGSNR, NETWORKS, SUPER, UNET, told
 
 from diffjax.models.unet import UNet
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 
 TINY = UNET | {"blocks": (1, 1)}
 INPUTS = told(LOGSNR, *SUPER)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffjax.nn.attention import Attention, heads_of
-from diffjax.nn.layers import axis_rules, logical_axes, unbox, zeros
+from diffjax.nn.layers import zeros
+from diffjax.nn.placement import axis_rules, logical_axes, unbox
 from diffjax.parallel.collectives import traffic
 from diffjax.parallel.mesh import make_mesh
 from diffjax.parallel.rules import Rules, param_shardings

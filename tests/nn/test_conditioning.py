@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffjax.nn.conditioning import Cond, TextProjection, drop_cond, null_cond
-from diffjax.nn.layers import logical_axes, unbox
+from diffjax.nn.placement import logical_axes, unbox
 
 MASK = jnp.array([[True, True, False], [True, False, False], [False, False, False]])
 

@@ -12,7 +12,7 @@ from diffjax.nn.embeddings import (
     sinusoidal,
     to_thousand,
 )
-from diffjax.nn.layers import unbox
+from diffjax.nn.placement import unbox
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from diffjax.errors import UserError
 from diffjax.nn import kernels
 from diffjax.nn.kernels import attend, use_kernel
-from diffjax.nn.layers import axis_rules
+from diffjax.nn.placement import axis_rules
 from diffjax.parallel.rules import Rules
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "blocks.npz")

@@ -6,8 +6,9 @@ import pytest
 from networks import randomised
 
 from diffjax.nn.kernels import use_kernel
-from diffjax.nn.layers import constrain, dense, logical_axes, unbox
+from diffjax.nn.layers import dense
 from diffjax.nn.mlp import Mlp
+from diffjax.nn.placement import constrain, logical_axes, unbox
 from diffjax.nn.repeat import REMAT, once, repeat
 
 

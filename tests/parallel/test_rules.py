@@ -16,7 +16,7 @@ from diffjax.models.mmdit import MMDiT
 from diffjax.models.unet import UNet
 from diffjax.models.unet2d import UNet2D
 from diffjax.nn.conditioning import Cond
-from diffjax.nn.layers import axis_rules, constrain, logical_axes, unbox
+from diffjax.nn.placement import axis_rules, constrain, logical_axes, unbox
 from diffjax.parallel.mesh import batch_sharding, make_mesh, put_batch, replicated
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.training import ema

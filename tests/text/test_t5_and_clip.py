@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from networks import num_params, randomised, relative_error
 
-from diffjax.nn.layers import axis_rules, logical_axes, unbox
+from diffjax.nn.placement import axis_rules, logical_axes, unbox
 from diffjax.parallel.rules import Rules, param_shardings
 from diffjax.text.clip import ClipText
 from diffjax.text.t5 import T5Encoder, relative_buckets
