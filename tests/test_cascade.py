@@ -11,9 +11,9 @@ from diffjax.diffusion.schedules import cosine
 from diffjax.diffusion.solvers.ancestral import ddim, ddpm
 from diffjax.errors import UserError
 from diffjax.models.dit import DiT
-from diffjax.nn import layers, transformer
+from diffjax.nn import transformer
 from diffjax.nn.conditioning import Cond
-from diffjax.nn.placement import unbox
+from diffjax.nn.placement import mesh_axes, unbox
 from diffjax.stage import SamplerSettings, Stage
 
 
@@ -114,7 +114,7 @@ def test_sampling_runs_on_the_mesh_with_the_rules_for_activations(monkeypatch):
     placed = []
 
     def constrain(x, *axes):
-        placed.append((jax.sharding.get_abstract_mesh().axis_names, layers.mesh_axes(*axes)[0]))
+        placed.append((jax.sharding.get_abstract_mesh().axis_names, mesh_axes(*axes)[0]))
         return x
 
     cascade = Cascade((tiny("base", 8, 0, ddpm()),), None, 3, one_device())
